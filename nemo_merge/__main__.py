@@ -1,0 +1,5 @@
+"""``python -m nemo_merge`` is ``nemo-merge``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,156 @@
+"""The one interface of all formats: a lazy reader, what it knows without reading a tensor, and an atomic writer."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What is known of a tensor without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a checkpoint says of its model.
+
+    Attributes:
+        format: name of the file format, for example ``nemo``.
+        model_class: class that the checkpoint restores to, or None when it does not say.
+        config: the model's configuration as plain data.
+        tokenizers: content digest of each tokenizer artefact, by the place the configuration gives it. Names of the
+            files are left out because NeMo changes them with every save.
+        provenance: record of the merge that made this checkpoint, or None.
+    """
+
+    format: str
+    model_class: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] | None = None
+
+
+class Checkpoint(Mapping[str, Tensor], ABC):
+    """A read-only mapping from tensor names to tensors that are read when they are used.
+
+    Tensors are views of memory-mapped files where the format allows it: they take no memory until touched, and must
+    not be written to. A checkpoint is a context manager; leaving it closes the files.
+
+    Attributes:
+        path: file or folder, or a label such as ``<state dict>``.
+        specs: shape and type of every tensor, in the order of the file; tied names included.
+        ties: names that share another tensor's data, with the name that owns it.
+        metadata: what the checkpoint says of its model.
+    """
+
+    format: ClassVar[str]
+
+    path: Path
+    specs: Mapping[str, TensorSpec]
+    ties: Mapping[str, str]
+    metadata: Metadata
+
+    @abstractmethod
+    def __getitem__(self, name: str) -> Shaped[Tensor, "..."]:
+        """The tensor of that name, without copying it where the format allows."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    @property
+    def files(self) -> list[Path]:
+        """Files that hold the tensors."""
+        return [self.path]
+
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of every file that holds tensors, by file name."""
+        digests = {}
+        for path in self.files:
+            with open(path, "rb") as file:
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return digests
+
+    @abstractmethod
+    def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> Writer:
+        """A writer of a checkpoint like this one (same configuration, tokenizer, ties) with other tensor values.
+
+        Args:
+            output: where the new checkpoint goes; nothing appears there before :meth:`Writer.commit`.
+            specs: shape and type of every tensor to be written, tied names left out.
+            overwrite: allow an output that exists to be replaced.
+
+        Raises:
+            OutputError: the output exists and ``overwrite`` is off, or its folder cannot be written to.
+        """
+
+    def close(self) -> None:
+        """Closes the files; tensors read before stay valid as long as they are referenced."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Writer(ABC):
+    """Takes tensors in any order and from any thread, and makes the checkpoint appear at once at the end.
+
+    Use it as a context manager: leaving it without :meth:`commit` leaves no trace.
+    """
+
+    @abstractmethod
+    def write(self, name: str, start: int, values: Shaped[Tensor, "..."]) -> None:
+        """Writes consecutive elements of one tensor.
+
+        Blocks of one tensor must come in order; different tensors may be written from different threads.
+
+        Args:
+            name: tensor name.
+            start: index of the first element in the flattened tensor.
+            values: elements, of the type that was announced for the tensor.
+
+        Raises:
+            OutputError: the disk is full or the file cannot be written.
+        """
+
+    @abstractmethod
+    def commit(self, provenance: Mapping[str, Any]) -> None:
+        """Adds configuration, tokenizer and provenance, and gives the checkpoint its name.
+
+        Raises:
+            OutputError: the file cannot be written or renamed.
+        """
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Removes everything written so far; does nothing after :meth:`commit`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()

@@ -1,0 +1,69 @@
+"""A state dict in memory behind the interface of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
+
+
+class StateDictCheckpoint(Checkpoint):
+    """A dictionary of tensors, on any device.
+
+    Args:
+        tensors: the state dict; it is not changed.
+        label: how messages call it.
+    """
+
+    format = "state dict"
+
+    def __init__(self, tensors: Mapping[str, Tensor], label: str = "<state dict>") -> None:
+        self.path = Path(label)
+        self._tensors = {name: value.detach() for name, value in tensors.items() if isinstance(value, Tensor)}
+        self.specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in self._tensors.items()}
+        owners: dict[Any, str] = {}
+        self.ties = {}
+        for name, value in self._tensors.items():
+            if value.numel() == 0:
+                continue
+            key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+            if (owner := owners.setdefault(key, name)) != name:
+                self.ties[name] = owner
+        self.metadata = Metadata("state dict")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    @property
+    def files(self) -> list[Path]:
+        return []
+
+    def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> StateDictWriter:
+        return StateDictWriter(self, specs)
+
+
+class StateDictWriter(Writer):
+    """Collects tensors on the devices of the template's tensors; :attr:`state_dict` holds the result."""
+
+    def __init__(self, template: StateDictCheckpoint, specs: Mapping[str, TensorSpec]) -> None:
+        self._template = template
+        self.state_dict: dict[str, Tensor] = {
+            name: torch.empty(spec.shape, dtype=spec.dtype, device=template[name].device)
+            for name, spec in specs.items()
+        }
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        self.state_dict[name].view(-1)[start : start + values.numel()] = values.reshape(-1)
+
+    def commit(self, provenance: Mapping[str, Any]) -> None:
+        ties = self._template.ties
+        written = self.state_dict
+        self.state_dict = {name: written[ties.get(name, name)] for name in self._template.specs}
+
+    def discard(self) -> None:
+        """Nothing to do: the result lives in memory only."""

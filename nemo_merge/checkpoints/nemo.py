@@ -1,0 +1,260 @@
+"""NVIDIA NeMo's ``.nemo``: a tar (sometimes gzipped) of configuration, weights and tokenizer files."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import hashlib
+import io
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import yaml
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
+from ._pending import Layout, PendingFile, Slot, check_output, explained
+from ._torch_zip import StoredTensor, TorchZip, checksum_places, lay_out
+
+CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
+PROVENANCE_KEY = "nemo_merge"
+_GZIP_MAGIC = b"\x1f\x8b"
+_MAX_CONFIG = 64 << 20
+_BLOCK = tarfile.BLOCKSIZE
+
+
+class NemoCheckpoint(Checkpoint):
+    """A ``.nemo`` file; tensors are mapped inside the tar, so that opening a file of any size takes milliseconds.
+
+    A gzipped file is unpacked into a temporary folder first, once.
+
+    Raises:
+        CheckpointError: not a tar, cut short, no weights, or a pickle that holds more than tensors.
+    """
+
+    format = "nemo"
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._unpacked: tempfile.TemporaryDirectory[str] | None = None
+        self._tar_path = self._plain_tar()
+        try:
+            with _open_tar(self._tar_path, self.path) as tar:
+                members = _members(tar, self.path)
+                weights, config = _one(members, WEIGHTS, self.path), _one(members, CONFIG, self.path)
+                self._others = [m for m in members if m.isfile() and m is not weights and m is not config]
+                self._weights, self._config = weights, config
+                self.config_text = _read_member(tar, config, self.path, _MAX_CONFIG).decode("utf-8", "replace")
+                self._zip = TorchZip(self._tar_path, weights.offset_data, weights.size, f"{self.path} ({WEIGHTS})")
+                self.metadata = self._read_metadata(tar)
+            self._stored = self._check_state_dict(self._zip.content)
+        except BaseException:
+            self.close()
+            raise
+        owners: dict[StoredTensor, str] = {}
+        self.ties = {
+            name: owner for name, stored in self._stored.items() if (owner := owners.setdefault(stored, name)) != name
+        }
+        self.specs = {name: stored.spec for name, stored in self._stored.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._zip.read(self._stored[name])
+
+    def close(self) -> None:
+        if self._unpacked is not None:
+            self._unpacked.cleanup()
+            self._unpacked = None
+
+    def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> Writer:
+        return NemoWriter(self, output, specs, overwrite=overwrite)
+
+    def _plain_tar(self) -> Path:
+        try:
+            with open(self.path, "rb") as file:
+                if file.read(2) != _GZIP_MAGIC:
+                    return self.path
+            self._unpacked = tempfile.TemporaryDirectory(prefix="nemo_merge-")
+            plain = Path(self._unpacked.name, "plain.tar")
+            with explained(plain), gzip.open(self.path, "rb") as packed, open(plain, "wb") as unpacked:
+                try:
+                    shutil.copyfileobj(packed, unpacked, 16 << 20)
+                except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                    raise CheckpointError(f"{self.path}: damaged or cut short ({error}); fetch it again") from error
+            return plain
+        except OSError as error:
+            self.close()
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_state_dict(self, content: Any) -> dict[str, StoredTensor]:
+        if not isinstance(content, Mapping) or not all(isinstance(value, StoredTensor) for value in content.values()):
+            raise CheckpointError(f"{self.path}: {WEIGHTS} is not a state dict")
+        for name, stored in content.items():
+            self._zip.check(name, stored)
+        return dict(content)
+
+    def _read_metadata(self, tar: tarfile.TarFile) -> Metadata:
+        try:
+            config = yaml.safe_load(self.config_text)
+        except yaml.YAMLError as error:
+            raise CheckpointError(f"{self.path}: {CONFIG} is not valid YAML ({error})") from error
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{self.path}: {CONFIG} is not a mapping")
+        artefacts = {PurePosixPath(member.name).name: member for member in self._others}
+        digests: dict[str, str] = {}
+        for place, value in _strings(config):
+            if value.startswith("nemo:") and "tokenizer" in place:
+                member = artefacts.get(value.removeprefix("nemo:"))
+                if member is None:
+                    raise CheckpointError(
+                        f"{self.path}: its configuration names {value} ({place}), which is not in the file"
+                    )
+                digests[place] = hashlib.sha256(_read_member(tar, member, self.path, member.size)).hexdigest()[:16]
+        for place in ("labels", "decoder.vocabulary", "joint.vocabulary"):
+            labels: Any = config
+            for key in place.split("."):
+                labels = labels.get(key) if isinstance(labels, dict) else None
+            if isinstance(labels, list) and not digests:
+                digests[place] = hashlib.sha256("\0".join(map(str, labels)).encode()).hexdigest()[:16]
+        provenance = config.get(PROVENANCE_KEY)
+        return Metadata(
+            "nemo", config.get("target"), config, digests, provenance if isinstance(provenance, dict) else None
+        )
+
+
+class NemoWriter(Writer):
+    """Writes a ``.nemo`` like ``template`` with other weights; stock NeMo restores it without this package.
+
+    The merge's record becomes the key ``nemo_merge`` of the model configuration, which NeMo keeps through
+    restoring and saving again.
+    """
+
+    def __init__(
+        self, template: NemoCheckpoint, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool
+    ) -> None:
+        check_output(output, overwrite)
+        self._template = template
+        ties = {alias: owner for alias, owner in template.ties.items() if owner in specs}
+        zipped = lay_out(specs, ties, template._zip.content.__dict__)
+        self._checksums = checksum_places(zipped)
+        info = copy.copy(template._weights)
+        info.size = zipped.size
+        header = info.tobuf(tarfile.GNU_FORMAT)
+        shift = len(header)
+        self._shift = shift
+        layout = Layout(
+            size=shift + -(-zipped.size // _BLOCK) * _BLOCK,
+            constants={0: header, **{offset + shift: data for offset, data in zipped.constants.items()}},
+            slots={name: Slot(slot.offset + shift, slot.nbytes) for name, slot in zipped.slots.items()},
+        )
+        self._file = PendingFile(output, layout)
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        self._file.write(name, start, values)
+
+    def commit(self, provenance: Mapping[str, Any]) -> None:
+        for name, places in self._checksums.items():
+            for place in places:
+                self._file.put(place + self._shift, self._file.checksums[name].to_bytes(4, "little"))
+        config = copy.copy(self._template._config)
+        text = _with_provenance(self._template, provenance).encode()
+        config.size = len(text)
+        self._append_member(config, io.BytesIO(text))
+        with _open_tar(self._template._tar_path, self._template.path) as tar:
+            for member in self._template._others:
+                source = tar.extractfile(member)
+                assert source is not None  # only regular files are kept
+                self._append_member(member, source)
+        self._file.append(bytes(2 * _BLOCK))
+        self._file.publish()
+
+    def discard(self) -> None:
+        self._file.discard()
+
+    def _append_member(self, member: tarfile.TarInfo, source: IO[bytes]) -> None:
+        self._file.append(member.tobuf(tarfile.GNU_FORMAT))
+        while chunk := source.read(16 << 20):
+            self._file.append(chunk)
+        self._file.append(bytes(-member.size % _BLOCK))
+
+
+def _open_tar(path: Path, shown: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path, "r:")
+    except (tarfile.TarError, EOFError) as error:
+        raise CheckpointError(f"{shown}: not a .nemo file, or cut short ({error}); fetch it again") from error
+    except OSError as error:
+        raise CheckpointError(f"{shown}: cannot be read ({error.strerror or error})") from error
+
+
+def _members(tar: tarfile.TarFile, shown: Path) -> list[tarfile.TarInfo]:
+    try:
+        members = tar.getmembers()
+    except (tarfile.TarError, EOFError) as error:
+        raise CheckpointError(f"{shown}: cut short ({error}); fetch it again") from error
+    for member in members:
+        path = PurePosixPath(member.name)
+        plain = (member.isfile() and not member.issparse()) or member.isdir()
+        if path.is_absolute() or ".." in path.parts or not plain:
+            raise CheckpointError(
+                f"{shown}: refused, its member {member.name!r} is not a plain file inside the archive"
+            )
+    return members
+
+
+def _one(members: list[tarfile.TarInfo], name: str, shown: Path) -> tarfile.TarInfo:
+    """The member of exactly that file name; larger models carry others that end in it."""
+    found = [member for member in members if member.isfile() and PurePosixPath(member.name).name == name]
+    if len(found) != 1:
+        raise CheckpointError(f"{shown}: {'no' if not found else 'more than one'} {name} inside; is it a .nemo file?")
+    return found[0]
+
+
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, shown: Path, limit: int) -> bytes:
+    source = tar.extractfile(member)
+    data = source.read(min(member.size, limit) + 1) if source else b""
+    if len(data) != member.size:
+        raise CheckpointError(f"{shown}: its member {member.name!r} is damaged or too large")
+    return data
+
+
+def _strings(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """All strings of a configuration with their dotted places."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _strings(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _strings(value, f"{place}.{index}")
+    elif isinstance(node, str):
+        yield place, node
+
+
+def _with_provenance(template: NemoCheckpoint, provenance: Mapping[str, Any]) -> str:
+    """The template's configuration, to the letter, with the record of this merge in place of any earlier one."""
+    lines, keep = [], True
+    for line in template.config_text.splitlines():
+        if line and not line[0].isspace() and line[0] not in "-#":  # a key of the top level
+            keep = not line.startswith(f"{PROVENANCE_KEY}:")
+        if keep:
+            lines.append(line)
+    record = _dump({PROVENANCE_KEY: dict(provenance)})
+    text = "\n".join(lines).rstrip("\n") + "\n" + record
+    wanted = {**template.metadata.config, PROVENANCE_KEY: dict(provenance)}
+    try:
+        same = yaml.safe_load(text) == wanted
+    except yaml.YAMLError:
+        same = False
+    return text if same else _dump(wanted)  # the other way for a file in YAML's flow style
+
+
+def _dump(content: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(content), allow_unicode=True, sort_keys=False, width=120)

@@ -1,0 +1,57 @@
+"""The command line, one module per verb. Nothing here imports torch before a verb runs."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from typing import Any
+
+import click
+
+from ..errors import NemoMergeError
+
+_VERBS = ("inspect", "merge", "methods", "plan")
+
+
+class _LazyGroup(click.Group):
+    """Imports the module of a verb when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        return importlib.import_module(f".{cmd_name}", __name__).command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            from ..errors import did_you_mean
+
+            ctx.fail(f"no such command {args[0]!r}{did_you_mean(args[0], _VERBS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="nemo-merge", prog_name="nemo-merge")
+def cli() -> None:
+    """Merge specialised speech-recognition models into one, without retraining."""
+
+
+def main() -> None:
+    """Entry point of ``nemo-merge``: a problem the user can solve is one message on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that temporary files are removed
+    try:
+        cli.main(standalone_mode=False)
+    except NemoMergeError as error:
+        click.echo(f"nemo-merge: error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("nemo-merge: interrupted, nothing was written", err=True)
+        sys.exit(130)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)

@@ -1,0 +1,50 @@
+"""``nemo-merge merge``: merges checkpoints into one."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("merge", context_settings={"ignore_unknown_options": True}, no_args_is_help=True)
+@click.argument("arguments", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE]...")
+def command(arguments: tuple[str, ...]) -> None:
+    r"""Merge expert checkpoints into one.
+
+    Settings come from a YAML file, from KEY=VALUE overrides in Hydra's grammar, or both:
+
+    \b
+      nemo-merge merge method=boosted_tsvm method.beta=0.3 \
+          base=base.nemo 'experts=[a.nemo,b.nemo]' output=merged.nemo
+      nemo-merge merge configs/merge/ties.yaml method.density=0.5 output=ties.nemo
+
+    \b
+    base=PATH         the model that the experts were fine-tuned from
+    experts=[A,B]     the experts: .nemo files or Hugging Face folders
+    output=PATH       the merged checkpoint; it appears whole or not at all
+    method=NAME       merging method (nemo-merge methods)   [boosted_tsvm]
+    method.KEY=VALUE  its parameters (nemo-merge methods NAME); all have scale and weights
+    overwrite=true    replace an output that exists          [false]
+    batch_norm=WORD   average, pooled or base                [average]
+    dtype=TYPE        float32, float16, bfloat16, float64    [the base's]
+    workers=N         threads                                [number of cores]
+    """
+    from .settings import compose
+
+    settings, method = compose(arguments)
+    if not settings.output:
+        raise click.UsageError("output=PATH is missing")
+    if not settings.experts:
+        raise click.UsageError("experts=[PATH,PATH] is missing")
+    from ..merging import merge
+
+    report = merge(
+        settings.base,
+        settings.experts,
+        method,
+        output=settings.output,
+        overwrite=settings.overwrite,
+        batch_norm=settings.batch_norm,  # type: ignore[arg-type]  # plan_merge checks the word
+        dtype=settings.dtype,
+        workers=settings.workers,
+    )
+    click.echo(str(report))

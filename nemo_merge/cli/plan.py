@@ -1,0 +1,43 @@
+"""``nemo-merge plan``: shows what a merge would do, and everything that stands against it."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("plan", context_settings={"ignore_unknown_options": True}, no_args_is_help=True)
+@click.argument("arguments", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE]...")
+def command(arguments: tuple[str, ...]) -> None:
+    """Show what a merge would do to every tensor; writes nothing.
+
+    Takes the arguments of 'nemo-merge merge'. Reads all values, so that models which do not fit together or hold NaN
+    are found here.
+    """
+    from .settings import compose
+
+    settings, method = compose(arguments)
+    if not settings.experts:
+        raise click.UsageError("experts=[PATH,PATH] is missing")
+    from contextlib import ExitStack
+
+    from ..checkpoints import open_checkpoint
+    from ..merging import plan_merge, plan_table
+    from ._console import console
+
+    with ExitStack() as stack:
+        base = stack.enter_context(open_checkpoint(settings.base)) if settings.base else None
+        experts = [stack.enter_context(open_checkpoint(path)) for path in settings.experts]
+        plan = plan_merge(
+            base,
+            experts,
+            method,
+            batch_norm=settings.batch_norm,  # type: ignore[arg-type]  # plan_merge checks the word
+            dtype=settings.dtype,
+            workers=settings.workers,
+        )
+        out = console()
+        out.print(plan_table(plan))
+        for treatment, roles in plan.decisions().items():
+            out.print(f"{treatment}: " + ", ".join(f"{count} {role}" for role, count in roles.items()))
+        for warning in plan.warnings:
+            out.print(f"warning: {warning}")

@@ -1,0 +1,125 @@
+"""Reads the settings of a merge from a YAML file and from overrides in Hydra's grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from ..methods import Method
+
+
+@dataclass
+class MergeSettings:
+    """The settings of a merge beside the method's own; the same words as the arguments of ``nemo_merge.merge``."""
+
+    base: str | None = None
+    experts: list[str] = field(default_factory=list)
+    output: str | None = None
+    overwrite: bool = False
+    batch_norm: str = "average"
+    dtype: str | None = None
+    workers: int | None = None
+
+
+def compose(arguments: Sequence[str]) -> tuple[MergeSettings, Method]:
+    """Settings and method from ``[CONFIG.yaml] [KEY=VALUE]...``.
+
+    ``method=NAME`` chooses a method and forgets parameters set for another one before; ``method.KEY=VALUE`` sets a
+    parameter. ``+KEY=VALUE`` and ``~KEY`` add and remove as in Hydra.
+
+    Raises:
+        ConfigError: a key or method that does not exist (with a suggestion), a value of the wrong type, a bad file.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    config, rest = _read_file(arguments)
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(rest))
+    except HydraException as error:
+        raise ConfigError(
+            f"{str(error).splitlines()[0]} (write KEY=VALUE, and quote values with special characters)"
+        ) from error
+    for override in overrides:
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: several values; run one merge for each")
+        _set(config, override.key_or_group, override.value(), remove=override.is_delete())
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
+        assert isinstance(plain, dict)
+        method = _method(plain.pop("method", "boosted_tsvm"))
+        known = [item.name for item in fields(MergeSettings)]
+        for key in plain:
+            if key not in known:
+                raise ConfigError(f"there is no setting {key!r}{_suggest(str(key), [*known, 'method'], method)}")
+        if isinstance(plain.get("experts"), str):
+            plain["experts"] = [plain["experts"]]
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MergeSettings), plain))
+    except OmegaConfBaseException as error:
+        place = getattr(error, "full_key", None)
+        raise ConfigError(f"{f'{place}: ' if place else ''}{str(error).splitlines()[0]}") from error
+    assert isinstance(settings, MergeSettings)
+    return settings, method
+
+
+def _read_file(arguments: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]:
+    if not arguments or "=" in arguments[0] or arguments[0].startswith(("+", "~")):
+        return {}, arguments
+    path = Path(arguments[0])
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file (settings are written KEY=VALUE)") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: not a mapping of settings")
+    if isinstance(config.get("method"), str):
+        config["method"] = {"name": config["method"]}
+    return config, arguments[1:]
+
+
+def _set(config: dict[str, Any], key: str, value: Any, *, remove: bool) -> None:
+    if key == "method" and isinstance(value, str):
+        value = {"name": value}
+    *parents, last = key.split(".")
+    node = config
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{key}: {parent!r} is a value, not a group of settings")
+        node = child
+    if remove:
+        if last not in node:
+            raise ConfigError(f"~{key}: there is nothing to remove")
+        del node[last]
+    else:
+        node[last] = value
+
+
+def _method(values: Any) -> Method:
+    from .. import methods
+
+    if isinstance(values, str):
+        values = {"name": values}
+    if not isinstance(values, dict):
+        raise ConfigError(f"method={values!r} is neither a name nor a mapping with a name")
+    return methods.get(values.pop("name", "boosted_tsvm"), **values)
+
+
+def _suggest(key: str, known: Sequence[str], method: Method) -> str:
+    from ..methods import parameters
+
+    own = [item.name for item in parameters(type(method))]
+    if key in own:
+        return f"; did you mean 'method.{key}'?"
+    return did_you_mean(key, known)

@@ -1,0 +1,48 @@
+"""What can go wrong, as one class per kind; every message names the file, the tensor and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class NemoMergeError(Exception):
+    """A problem that the user can solve; the command line prints it as one message and exits with 2."""
+
+    exit_code = 2
+
+
+class ConfigError(NemoMergeError, ValueError):
+    """An option, method or parameter that does not exist or is out of its range."""
+
+
+class CheckpointError(NemoMergeError):
+    """A checkpoint that cannot be read: missing, damaged, unsafe or of an unknown format."""
+
+
+class OutputError(NemoMergeError):
+    """An output that cannot be written: it exists, the disk is full, the folder is read-only."""
+
+
+class MergeError(NemoMergeError):
+    """A merge that went wrong on the way, for example a result that is not finite."""
+
+
+class PlanError(NemoMergeError):
+    """Checkpoints that do not fit together.
+
+    Attributes:
+        problems: every problem found, one sentence each.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__(f"cannot merge, {count}:\n" + "\n".join(f"  - {problem}" for problem in self.problems))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'ties'?"`` when something known is close, else the list of what is known."""
+    known = sorted(known)
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

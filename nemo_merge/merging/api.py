@@ -1,0 +1,225 @@
+"""The two calls that most users need: merge files, merge state dicts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from .. import methods
+from ..checkpoints import Checkpoint, StateDictCheckpoint, check_output, open_checkpoint
+from ..checkpoints.memory import StateDictWriter
+from ..errors import ConfigError, OutputError
+from ..methods import Method
+from .engine import ROUNDING_WARNING, Execution, Progress, execute
+from .plan import BatchNorm, MergePlan, plan_merge
+from .provenance import record, start_digests
+
+logger = logging.getLogger("nemo_merge")
+
+Source = str | os.PathLike[str] | Checkpoint
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did.
+
+    Attributes:
+        output: the merged checkpoint.
+        provenance: the record that it carries.
+        tensors: number of tensors by treatment and role.
+        warnings: what the user should know.
+        seconds: wall-clock time.
+    """
+
+    output: Path
+    provenance: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, int]]
+    warnings: Sequence[str] = field(default_factory=tuple)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{sum(roles.values())} by {treatment}" for treatment, roles in self.tensors.items())
+        return (
+            f"{self.output}: merged by {self.provenance['method']['name']} in {self.seconds:.1f} s; tensors: {counts}"
+        )
+
+
+def merge(
+    base: Source | None,
+    experts: Sequence[Source],
+    method: str | Method = "boosted_tsvm",
+    *,
+    output: str | os.PathLike[str],
+    overwrite: bool = False,
+    batch_norm: BatchNorm = "average",
+    dtype: str | None = None,
+    workers: int | None = None,
+    progress: bool | None = None,
+    **parameters: Any,
+) -> MergeReport:
+    """Merges experts into one checkpoint of the base's format.
+
+    Example:
+        >>> report = merge("base.nemo", ["a.nemo", "b.nemo"], "boosted_tsvm", beta=0.3, output="merged.nemo")  # doctest: +SKIP
+
+    Args:
+        base: the model that the experts were fine-tuned from; None for methods that need none.
+        experts: the fine-tuned models.
+        method: name of a merging method (``nemo_merge.methods.names()``), or a method.
+        output: the merged checkpoint; it appears at once when everything is done, or not at all.
+        overwrite: replace an output that exists.
+        batch_norm: ``average``, ``pooled`` or ``base``, see :func:`~nemo_merge.merging.plan.plan_merge`.
+        dtype: type of the merged weights; the base's by default.
+        workers: threads; the number of cores by default. The bytes written do not depend on it.
+        progress: show a progress bar; by default only on a terminal.
+        **parameters: parameters of the method, ``scale`` and ``weights`` among them.
+
+    Raises:
+        CheckpointError: an input cannot be read.
+        PlanError: the inputs do not fit together; all problems are listed.
+        ConfigError: a method or parameter that does not exist, or a value out of range.
+        MergeError: a result is not finite.
+        OutputError: the output exists, or cannot be written.
+    """
+    started = time.monotonic()
+    chosen = _method(method, parameters)
+    target = Path(output)
+    check_output(target, overwrite)  # before anything is read: the user should not wait for this
+    with ExitStack() as stack:
+        base_checkpoint = _open(base, stack) if base is not None else None
+        expert_checkpoints = [_open(expert, stack) for expert in _as_list(experts)]
+        _check_output_is_no_input(target, [base_checkpoint, *expert_checkpoints])
+        plan = plan_merge(
+            base_checkpoint, expert_checkpoints, chosen, batch_norm=batch_norm, dtype=dtype, workers=workers
+        )
+        writer = stack.enter_context(plan.template.writer(target, plan.output_specs, overwrite=overwrite))
+        hashing = stack.enter_context(ThreadPoolExecutor(1))
+        digests = start_digests(plan, hashing)
+        with _bar(plan, progress) as advance:
+            execution = execute(plan, writer, workers=workers, progress=advance)
+        provenance = record(plan, {path: future.result() for path, future in digests.items()})
+        writer.commit(provenance)
+        warnings = [*plan.warnings, *_rounding_warnings(execution)]
+    for warning in warnings:
+        logger.warning(warning)
+    return MergeReport(target, provenance, plan.decisions(), tuple(warnings), time.monotonic() - started)
+
+
+def merge_state_dicts(
+    base: Mapping[str, Shaped[Tensor, "..."]] | None,
+    experts: Sequence[Mapping[str, Shaped[Tensor, "..."]]],
+    method: str | Method = "boosted_tsvm",
+    weights: Sequence[float] | None = None,
+    scale: float | None = None,
+    *,
+    batch_norm: BatchNorm = "average",
+    workers: int | None = None,
+    **parameters: Any,
+) -> dict[str, Tensor]:
+    """Merges state dicts in memory; the inputs are not changed.
+
+    Example:
+        >>> merged = merge_state_dicts(base.state_dict(), [a.state_dict(), b.state_dict()], "ties", density=0.3)  # doctest: +SKIP
+
+    Args:
+        base: state dict of the model that the experts were fine-tuned from; None for methods that need none.
+        experts: state dicts of the experts.
+        method: name of a merging method, or a method.
+        weights: one factor per expert.
+        scale: factor on the merged task vector; the method's own by default.
+        batch_norm: as in :func:`merge`.
+        workers: as in :func:`merge`.
+        **parameters: further parameters of the method.
+
+    Returns:
+        A state dict with the base's names, types and devices; what is no tensor is taken from the base.
+
+    Raises:
+        PlanError, ConfigError, MergeError: as in :func:`merge`.
+    """
+    parameters.update({key: value for key, value in (("weights", weights), ("scale", scale)) if value is not None})
+    chosen = _method(method, parameters)
+    template = base if base is not None else (experts[0] if experts else {})
+    base_checkpoint = StateDictCheckpoint(base, "<base>") if base is not None else None
+    expert_checkpoints = [StateDictCheckpoint(expert, f"<expert {index}>") for index, expert in enumerate(experts)]
+    plan = plan_merge(base_checkpoint, expert_checkpoints, chosen, batch_norm=batch_norm, workers=workers)
+    writer = plan.template.writer(Path(), plan.output_specs)
+    assert isinstance(writer, StateDictWriter)
+    execution = execute(plan, writer, workers=workers)
+    writer.commit({})
+    for warning in (*plan.warnings, *_rounding_warnings(execution)):
+        logger.warning(warning)
+    return {name: writer.state_dict.get(name, value) for name, value in template.items()}
+
+
+def _method(method: str | Method, parameters: Mapping[str, Any]) -> Method:
+    if isinstance(method, Method):
+        if parameters:
+            raise ConfigError(
+                f"parameters {sorted(parameters)} cannot be given beside a finished method; make them part of it"
+            )
+        return method
+    return methods.get(method, **parameters)
+
+
+def _open(source: Source, stack: ExitStack) -> Checkpoint:
+    if isinstance(source, Checkpoint):
+        return source
+    return stack.enter_context(open_checkpoint(os.fspath(source)))
+
+
+def _as_list(experts: Sequence[Source]) -> list[Source]:
+    if isinstance(experts, (str, os.PathLike, Checkpoint)):
+        raise ConfigError("experts must be a list, even if there is only one")
+    return list(experts)
+
+
+def _check_output_is_no_input(output: Path, inputs: Sequence[Checkpoint | None]) -> None:
+    for checkpoint in inputs:
+        if checkpoint is not None and output.exists() and checkpoint.path.exists() and output.samefile(checkpoint.path):
+            raise OutputError(
+                f"{output}: is also an input of this merge; choose another output so that nothing is lost"
+            )
+
+
+def _rounding_warnings(execution: Execution) -> list[str]:
+    return [
+        f"rounding to {str(dtype).removeprefix('torch.')} loses {rounding.share:.0%} of what the merge changes; pass dtype=float32 to keep it"
+        for dtype, rounding in execution.rounding.items()
+        if rounding.share > ROUNDING_WARNING
+    ]
+
+
+@contextmanager
+def _bar(plan: MergePlan, show: bool | None) -> Iterator[Progress | None]:
+    """A progress bar in bytes of output with an estimate of the time left."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if show is False or (show is None and not console.is_terminal):
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    total = sum(spec.nbytes for spec in plan.output_specs.values())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"merging by {plan.method.name}", total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,63 @@
+"""Cuts tensors of base and experts into blocks of rows that fit the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..methods import Block, Blocks
+
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of one tensor in a block: 4 MB in float32, so that a block of a few experts stays in the cache."""
+
+
+class TensorBlocks(Blocks):
+    """One tensor of the base and of every expert, as blocks of whole rows.
+
+    Args:
+        base, experts: the tensors, of one shape; they may be views of mapped files.
+        dtype: type in which blocks come.
+        start: flat index of the first element.
+        whole: give the tensor as a single block.
+    """
+
+    def __init__(
+        self, base: Tensor, experts: Sequence[Tensor], dtype: torch.dtype, *, start: int = 0, whole: bool = False
+    ) -> None:
+        self._tensors = [base, *experts]
+        self._dtype = dtype
+        self._start = start
+        self.numel = base.numel()
+        rows = base.shape[0] if base.dim() else 1
+        self._step = max(1, rows if whole else BLOCK_ELEMENTS * rows // max(self.numel, 1))
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Block]:
+        base, *experts = self._tensors
+        if base.dim() == 0:
+            yield Block(base.to(self._dtype), torch.stack([expert.to(self._dtype) for expert in experts]), self._start)
+            return
+        row = self.numel // max(self._rows, 1)
+        for first in range(0, self._rows, self._step):
+            part = slice(first, first + self._step)
+            rows = torch.stack([expert[part].to(device=base.device, dtype=self._dtype) for expert in experts])
+            yield Block(base[part].to(self._dtype), rows, self._start + first * row)
+
+
+class ModelBlocks(Blocks):
+    """Several tensors one after the other, as methods of model scope see them."""
+
+    def __init__(self, tensors: Sequence[TensorBlocks]) -> None:
+        self._tensors = tensors
+        self.numel = sum(tensor.numel for tensor in tensors)
+
+    def __iter__(self) -> Iterator[Block]:
+        for tensor in self._tensors:
+            yield from tensor
+
+
+def compute_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float64 if any of the tensors is, else float32: arithmetic never runs in a 16-bit type."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

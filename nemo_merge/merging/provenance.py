@@ -1,0 +1,64 @@
+"""The record of a merge that every merged checkpoint carries."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..checkpoints import Checkpoint
+from .plan import MergePlan
+
+
+def record(plan: MergePlan, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """What was merged and how, as plain data. It holds no date, so that the same merge gives the same bytes.
+
+    Args:
+        plan: the merge.
+        digests: SHA-256 of the files of every input, by the input's path.
+    """
+
+    def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+        entry: dict[str, Any] = {
+            "path": str(checkpoint.path),
+            "format": checkpoint.format,
+            "sha256": dict(digests[str(checkpoint.path)]),
+        }
+        if checkpoint.metadata.provenance:
+            entry["merged_from"] = dict(checkpoint.metadata.provenance)
+        return entry
+
+    method = dataclasses.asdict(plan.method)
+    count = len(plan.experts)
+    return {
+        "nemo_merge": __version__,
+        "method": {
+            "name": plan.method.name,
+            **method,
+            "scale": plan.method.resolved_scale(count),
+            "weights": plan.method.resolved_weights(count).tolist(),
+        },
+        "base": describe(plan.base) if plan.base is not None else None,
+        "experts": [describe(expert) for expert in plan.experts],
+        "batch_norm": plan.batch_norm,
+        "dtype": str(plan.dtype).removeprefix("torch.") if plan.dtype else None,
+        "tensors": plan.decisions(),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+
+
+def start_digests(plan: MergePlan, pool: Executor) -> dict[str, Future[dict[str, str]]]:
+    """Starts hashing the inputs beside the merge."""
+    inputs = {str(item.path): item for item in (plan.template, *plan.experts)}
+    return {path: pool.submit(item.sha256) for path, item in inputs.items()}
+
+
+def digest_of_bytes(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,65 @@
+"""TIES: trim, elect a sign, average those who agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ._method import Block, Blocks, Method, parameter, register
+from ._selection import Selection, largest_magnitudes
+
+
+@register
+@dataclass(frozen=True)
+class Ties(Method):
+    """Trims each task vector to its largest entries, elects a sign per entry and averages the experts that have it.
+
+    Yadav et al., 2023, arXiv 2306.01708, section 4. With ``d_t = w_t (expert_t - base)``:
+
+    1. keep the ``density`` share of entries of largest ``|d_t|``, exactly that many (lowest index first among equals);
+    2. ``sign = sign(sum_t d_t)`` over the kept entries;
+    3. ``delta`` = mean over the experts whose kept entry has that sign; 0 where the sum is 0.
+
+    Differences: the paper trims over the whole model (``scope=model``) and gives entries whose sum is exactly 0 the
+    majority sign of the model; fusion_bench adds the agreeing entries instead of averaging them; PEFT elects signs
+    before weighting.
+    """
+
+    name: ClassVar[str] = "ties"
+    family: ClassVar[str] = "task vectors"
+    source: ClassVar[str] = "Yadav et al., 2023, arXiv 2306.01708"
+
+    density: float = parameter(0.2, "Share of entries of each task vector that is kept.", low=0, high=1, low_open=True)
+    scope: Literal["tensor", "model"] = parameter("tensor", "What the share is counted over.")
+
+    @property
+    def whole_model(self) -> bool:
+        return self.scope == "model"
+
+    def statistics(self, blocks: Blocks, weights: Float[Tensor, " experts"]) -> Selection | None:
+        # Weights are per expert, so they do not change which of an expert's entries are the largest.
+        return None if self.density == 1 else largest_magnitudes(blocks, self.density, len(weights))
+
+    def merge_block(
+        self, block: Block, weights: Float[Tensor, " experts"], statistics: Selection | None
+    ) -> Float[Tensor, "*shape"]:
+        deltas = block.deltas
+        kept = statistics.mask(block, deltas) if statistics is not None else torch.ones_like(deltas, dtype=torch.bool)
+        weighted = deltas * weights.to(deltas).view(-1, *[1] * block.base.dim())
+        merged = mean_of_the_agreeing(weighted, kept)
+        return block.base + self.resolved_scale(len(weights)) * merged
+
+
+def mean_of_the_agreeing(
+    deltas: Float[Tensor, "experts *shape"], kept: Bool[Tensor, "experts *shape"]
+) -> Float[Tensor, "*shape"]:
+    """Mean over the kept entries that have the sign of their sum."""
+    deltas = torch.where(kept, deltas, 0)
+    sign = deltas.sum(0).sign()
+    agreeing = deltas.sign() == sign
+    count = (agreeing & (deltas != 0)).sum(0)
+    return torch.where(agreeing, deltas, 0).sum(0) / count.clamp_min(1)

@@ -1,0 +1,207 @@
+"""``RESULTS.md`` of a recipe and its picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..scoring import Interval
+from .environment import environment
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the scoring stage found.
+
+    Attributes:
+        sets: error counts and ``interval`` by model and test set.
+        means: mean error rate over the domains by model.
+        against: difference of that mean to the baseline's by merge.
+    """
+
+    sets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    means: Mapping[str, Interval]
+    against: Mapping[str, Interval]
+
+    @classmethod
+    def read(cls, path: Path) -> Scores:
+        """Reads ``scores.json``."""
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            table["sets"],
+            {name: Interval(*values) for name, values in table["means"].items()},
+            {name: Interval(*values) for name, values in table["against"].items()},
+        )
+
+    def interval(self, model: str, name: str) -> Interval:
+        """Error rate of a model on a test set."""
+        return Interval(*self.sets[model][name]["interval"])
+
+    def mean(self, model: str, names: Sequence[str]) -> float:
+        """Unweighted mean over test sets."""
+        return sum(self.interval(model, name).value for name in names) / len(names)
+
+
+def write_results(
+    folder: Path,
+    *,
+    title: str,
+    notice: str,
+    command: str,
+    scores: Scores,
+    domains: Mapping[str, str],
+    others: Mapping[str, str],
+    merges: Mapping[str, Mapping[str, Any]],
+    baseline: str,
+    merge_seconds: Mapping[str, float],
+    stage_seconds: Mapping[str, float],
+) -> list[Path]:
+    """Writes ``RESULTS.md`` and ``wer.png`` and returns their paths.
+
+    Args:
+        folder: where they go.
+        title: heading.
+        notice: what every reader of the figures must know.
+        command: what made them.
+        scores: error rates.
+        domains: title of every domain that has an expert, by name.
+        others: title of every other test set, by name.
+        merges: parameters of every merge, by name.
+        baseline: merge that the others are compared with.
+        merge_seconds: CPU seconds of every merge.
+        stage_seconds: wall-clock seconds of every stage.
+    """
+    picture = folder / "wer.png"
+    draw_error_rates(picture, scores, domains, list(merges), notice)
+    parts = [
+        f"# {title}",
+        notice,
+        f"Made by `{command}`.",
+        "## Word error rate, %",
+        _main_table(scores, domains, others, merges, merge_seconds),
+        (
+            "Intervals are 95 % bootstrap intervals over utterances. *Mean* is the unweighted mean over the domains that have "
+            f"an expert; *against {baseline}* is the difference of that mean, with the same utterances drawn for both. "
+            "*Elsewhere* is the mean over sets that no expert was trained on: "
+            f"{', '.join(others.values())}. All methods run with the parameters shown; nothing was tuned on these sets."
+        ),
+        f"![Word error rate by domain and method]({picture.name})",
+        "## Every model on every set",
+        _full_table(scores),
+        "## Environment",
+        _table(["", ""], [[key, value] for key, value in environment().items()]),
+        "Seconds by stage: " + ", ".join(f"{name} {value:.0f}" for name, value in stage_seconds.items()) + ".",
+    ]
+    results = folder / "RESULTS.md"
+    results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return [results, picture]
+
+
+def draw_error_rates(
+    path: Path, scores: Scores, domains: Mapping[str, str], merges: Sequence[str], notice: str
+) -> None:
+    """Bars of the error rate by domain and model with their intervals; the expert at home is a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models = ["base", *merges]
+    groups = [*domains, "mean"]
+    colours = ["#9aa0a6", *(pyplot.colormaps["viridis"](index / len(merges)) for index in range(len(merges)))]
+    figure, axes = pyplot.subplots(figsize=(9.5, 4.6), layout="constrained")
+    width = 0.84 / len(models)
+    for index, (model, colour) in enumerate(zip(models, colours, strict=True)):
+        values = [scores.interval(model, name) for name in domains] + [scores.means[model]]
+        at = [group + (index - (len(models) - 1) / 2) * width for group in range(len(groups))]
+        heights = [100 * value.value for value in values]
+        spread = [
+            [100 * (value.value - value.low) for value in values],
+            [100 * (value.high - value.value) for value in values],
+        ]
+        bars = axes.bar(
+            at, heights, width * 0.92, yerr=spread, color=colour, label=model, error_kw={"lw": 0.8, "ecolor": "#444"}
+        )
+        axes.bar_label(bars, [f"{height:.0f}" for height in heights], fontsize=7, padding=2)
+    at_home = [scores.interval(name, name).value for name in domains]
+    for group, value in enumerate([*at_home, sum(at_home) / len(at_home)]):
+        label = "expert of that domain" if group == 0 else ""
+        axes.hlines(100 * value, group - 0.44, group + 0.44, color="#c5221f", linestyle="--", lw=1.4, label=label)
+    axes.set_xticks(range(len(groups)), [*domains.values(), "mean"])
+    axes.set_ylabel("word error rate, %")
+    axes.set_title(notice, fontsize=8, color="#555")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper left")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _main_table(
+    scores: Scores,
+    domains: Mapping[str, str],
+    others: Mapping[str, str],
+    merges: Mapping[str, Mapping[str, Any]],
+    merge_seconds: Mapping[str, float],
+) -> str:
+    header = ["model", *domains.values(), "mean", f"against {_baseline(scores, merges)}", "elsewhere", "CPU-s to merge"]
+    rows = []
+    for model in ("base", *domains, *merges):
+        label = f"expert: {domains[model]}" if model in domains else _merge_label(model, merges.get(model, {}))
+        cells = [_shown(scores.interval(model, name)) for name in domains]
+        difference = scores.against.get(model)
+        rows.append(
+            [
+                label,
+                *cells,
+                f"**{_shown(scores.means[model])}**",
+                _signed(difference) if difference else "",
+                f"{100 * scores.mean(model, list(others)):.1f}" if others else "",
+                f"{merge_seconds[model]:.1f}" if model in merge_seconds else "",
+            ]
+        )
+    return _table(header, rows)
+
+
+def _baseline(scores: Scores, merges: Mapping[str, Any]) -> str:
+    return next(name for name in merges if name not in scores.against)
+
+
+def _full_table(scores: Scores) -> str:
+    rows = []
+    for model, by_set in scores.sets.items():
+        for name, counts in by_set.items():
+            words = counts["reference_length"]
+
+            def share(count: int, words: int = words) -> str:
+                return f"{100 * count / words:.1f}"
+
+            wrong = counts["substitutions"] + counts["deletions"] + counts["insertions"]
+            right = words - counts["substitutions"] - counts["deletions"]
+            sentences = f"{100 * counts['wrong_utterances'] / counts['utterances']:.1f}"
+            edits = [share(counts[key]) for key in ("substitutions", "deletions", "insertions")]
+            rows.append(
+                [model, name, str(counts["utterances"]), str(words), share(right), *edits, share(wrong), sentences]
+            )
+    return _table(["model", "dataset", "Snt", "Wrd", "Corr", "Sub", "Del", "Ins", "Err", "S.Err"], rows)
+
+
+def _merge_label(name: str, parameters: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{key} {value}" for key, value in parameters.items() if key != "method")
+    return f"{name} ({shown})" if shown else name
+
+
+def _shown(value: Interval) -> str:
+    return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def _signed(value: Interval) -> str:
+    return f"{100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

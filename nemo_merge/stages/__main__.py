@@ -1,0 +1,158 @@
+"""``python -m nemo_merge.stages --config RECIPE.yaml``: what every ``run.sh`` calls."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ConfigError, NemoMergeError, did_you_mean
+from .engine import NAMES, Context, Stage, run
+
+
+def _recipe() -> list[Stage]:
+    from . import data, models, results
+
+    return [
+        Stage("download", "synthesise the corpus", data.download, ("seed", "corpus")),
+        Stage("prepare", "write Lhotse and NeMo manifests", data.prepare, ("corpus",), ("download",)),
+        Stage("cuts", "make and check cuts", data.cuts, ("corpus",), ("prepare",)),
+        Stage("train", "train the base and one expert per domain", models.train, ("seed", "model", "train", "domains"), ("cuts",)),
+        Stage("merge", "merge the experts by every method", models.merge, ("merge", "domains"), ("train",)),
+        Stage("decode", "transcribe the test sets with every model", results.decode, ("decode", "domains"), ("cuts", "train", "merge")),
+        Stage("score", "word error rates with confidence intervals", results.score, ("score", "domains"), ("decode",)),
+        Stage("report", "write RESULTS.md and a picture", results.write_report, ("title", "domains"), ("score", "merge")),
+    ]  # fmt: skip
+
+
+# The table of stages for --help; it names what _recipe() builds without importing it.
+_SUMMARIES = """\b
+Stages (numbers and names never change their meaning):
+  0  download   synthesise the corpus
+  1  prepare    write Lhotse and NeMo manifests
+  2  cuts       make and check cuts
+  3  train      train the base and one expert per domain
+  4  merge      merge the experts by every method
+  6  decode     transcribe the test sets with every model
+  7  score      word error rates with confidence intervals
+  8  report     write RESULTS.md and a picture
+5 (extend) and 9 (pack) are not part of this recipe."""
+
+
+@click.command(
+    context_settings={
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+        "help_option_names": ["-h", "--help"],
+    },
+    epilog=_SUMMARIES,
+)
+@click.option("--config", required=True, type=click.Path(path_type=Path), help="Configuration of the recipe.")
+@click.option("--stage", type=int, default=0, show_default=True, help="First stage to run.")
+@click.option("--stop-stage", type=int, default=len(NAMES) - 1, show_default=True, help="Last stage to run.")
+@click.option("--stages", help="Names or numbers of the stages to run instead, separated by commas.")
+@click.option("--skip-stages", default="", help="Names or numbers of stages to leave out.")
+@click.option("--datadir", type=click.Path(path_type=Path), help="Corpora and manifests.  [data beside the recipe]")
+@click.option("--expdir", type=click.Path(path_type=Path), help="Models and results.  [exp beside the recipe]")
+@click.option("--nj", type=click.IntRange(1), help="Processes side by side.  [number of cores]")
+@click.option("--force", is_flag=True, help="Run the stages even if they are done.")
+@click.option("--dry-run", is_flag=True, help="Say what would be run, and why.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def command(
+    config: Path,
+    stage: int,
+    stop_stage: int,
+    stages: str | None,
+    skip_stages: str,
+    datadir: Path | None,
+    expdir: Path | None,
+    nj: int | None,
+    force: bool,
+    dry_run: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Run the stages of a recipe; a stage that is done and whose options did not change is skipped.
+
+    KEY=VALUE changes a setting of the configuration, for example train.experts.steps=50.
+    """
+    recipe = _recipe()
+    chosen = _choose(recipe, stage, stop_stage, stages, skip_stages)
+    home = config.resolve().parent.parent
+    settings = _settings(config, overrides)
+    context = Context(settings, datadir or home / "data", expdir or home / "exp", nj or len(os.sched_getaffinity(0)))
+    context.datadir, context.expdir = context.datadir.resolve(), context.expdir.resolve()
+    run(chosen, context, force=force, dry_run=dry_run, resume_command=_command())
+
+
+def _choose(recipe: list[Stage], first: int, last: int, wanted: str | None, skipped: str) -> list[Stage]:
+    if not 0 <= first <= last < len(NAMES):
+        raise ConfigError(
+            f"--stage {first} --stop-stage {last}: stages go from 0 to {len(NAMES) - 1}, first before last"
+        )
+    leave_out = _named(recipe, skipped)
+    if wanted is not None:
+        names = _named(recipe, wanted)
+        return [stage for stage in recipe if stage.name in names and stage.name not in leave_out]
+    return [stage for stage in recipe if first <= stage.number <= last and stage.name not in leave_out]
+
+
+def _named(recipe: list[Stage], text: str) -> set[str]:
+    names = set()
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name = NAMES[int(item)] if item.isdigit() and int(item) < len(NAMES) else item
+        if name not in [stage.name for stage in recipe]:
+            raise ConfigError(
+                f"this recipe has no stage {item!r}{did_you_mean(item, [stage.name for stage in recipe])}"
+            )
+        names.add(name)
+    return names
+
+
+def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        settings: Any = OmegaConf.load(config)
+        changes: Any = OmegaConf.from_dotlist(list(overrides))
+        for key in changes:
+            if key not in settings:
+                raise ConfigError(f"{config} has no setting {key!r}{did_you_mean(str(key), map(str, settings))}")
+        # The model is a file of its own, whose interpolations refer to its own keys.
+        model = OmegaConf.merge(OmegaConf.load(config.parent / settings.pop("model")), changes.pop("model", {}))
+        settings = OmegaConf.to_container(OmegaConf.merge(settings, changes), resolve=True)
+        plain = {**settings, "model": OmegaConf.to_container(model, resolve=True)}
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename}: no such file") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{config}: {str(error).splitlines()[0]}") from error
+    return {**plain, "command": _command(full=True)}
+
+
+def _command(full: bool = False) -> str:
+    """The command that the user typed, or its form without the selection of stages."""
+    shown = os.environ.get("NEMO_MERGE_RUN", "python -m nemo_merge.stages")
+    arguments = sys.argv[1:] if full or "NEMO_MERGE_RUN" not in os.environ else []
+    return shlex.join([*shlex.split(shown), *arguments])
+
+
+def main() -> None:
+    """Entry point: usage errors exit with 2, a failed stage with 1."""
+    try:
+        command.main(standalone_mode=False)
+    except NemoMergeError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

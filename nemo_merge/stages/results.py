@@ -1,0 +1,102 @@
+"""Stages 6 to 8: decode, score, report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..corpora.mini import NOTICE, load
+from ..reporting.results import Scores, write_results
+from ..scoring import bootstrap_interval
+from ..scoring.error_rates import sum_counts, word_errors
+from ..training.decode import read_hypotheses, transcribe
+from .data import cuts_path
+from .engine import Context, seconds_of
+from .models import merged_path, model_path
+from .workers import report, run_tasks
+
+
+def decode(context: Context) -> None:
+    """Stage 6: every model transcribes every test set."""
+    config = context.config
+    sets = {name: cuts_path(context, name, "test") for name in config["decode"]["sets"]}
+    tasks = []
+    for name, path in _models(context).items():
+        folder = context.expdir / "decode" / name
+        if context.is_fresh(f"decode-{name}", [folder / f"{item}.jsonl" for item in sets], model=_identity(path)):
+            context.say(f"{name}: decoded before")
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        tasks.append((name, path, sets, folder, config["decode"]["batch_size"]))
+    for (name, path, *_), _ in run_tasks(_decode, tasks, context.jobs, context.say):
+        context.mark_fresh(f"decode-{name}", model=_identity(path))
+
+
+def score(context: Context) -> None:
+    """Stage 7: word error rates with confidence intervals."""
+    sets = list(context.config["decode"]["sets"])
+    domains = list(context.config["domains"])
+    errors = {
+        model: {
+            name: word_errors([h.text for h in heard], [h.pred_text for h in heard])
+            for name in sets
+            for heard in [read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl")]
+        }
+        for model in _models(context)
+    }
+    table: dict[str, Any] = {"sets": {}, "means": {}, "against": {}}
+    baseline = context.config["score"]["baseline"]
+    for model, by_set in errors.items():
+        table["sets"][model] = {
+            name: {**asdict(sum_counts(counts)), "interval": bootstrap_interval([counts])}
+            for name, counts in by_set.items()
+        }
+        mine = [by_set[name] for name in domains]
+        table["means"][model] = bootstrap_interval(mine)
+        if model != baseline and model not in (*domains, "base"):
+            table["against"][model] = bootstrap_interval(mine, [errors[baseline][name] for name in domains])
+        context.say(f"{model}: mean WER over the domains {100 * table['means'][model].value:.1f} %")
+    (context.expdir / "scores.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def write_report(context: Context) -> None:
+    """Stage 8: ``RESULTS.md`` and a picture."""
+    scores = Scores.read(context.expdir / "scores.json")
+    merge_seconds = json.loads((context.expdir / "merged" / "cpu_seconds.json").read_text(encoding="utf-8"))
+    made = write_results(
+        context.expdir,
+        title=context.config["title"],
+        notice=NOTICE,
+        command=context.config["command"],
+        scores=scores,
+        domains={name: load(name).title for name in context.config["domains"]},
+        others={
+            name: load(name).title for name in context.config["decode"]["sets"] if name not in context.config["domains"]
+        },
+        merges={name: dict(values or {}) for name, values in context.config["merge"]["methods"].items()},
+        baseline=context.config["score"]["baseline"],
+        merge_seconds=merge_seconds,
+        stage_seconds=seconds_of(context),
+    )
+    for path in made:
+        context.say(f"wrote {path}")
+
+
+def _models(context: Context) -> dict[str, Path]:
+    """All models of the experiment by name: base, experts, merges."""
+    trained = {name: model_path(context, name) for name in ("base", *context.config["domains"])}
+    return {**trained, **{name: merged_path(context, name) for name in context.config["merge"]["methods"]}}
+
+
+def _identity(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _decode(task: tuple[str, Path, dict[str, Path], Path, int]) -> None:
+    name, path, sets, folder, batch_size = task
+    transcribe(path, sets, folder, batch_size)
+    report(f"{name}: decoded")

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# EP-mini: synthesise speech, train a base and three experts, merge them by every method, score, report.
+#   ./run.sh                          all stages; what is done already is skipped
+#   ./run.sh --stage 4 --stop_stage 8 from merging on
+#   ./run.sh --help                   stages and options
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+root="$(cd "$here/../.." && pwd)"
+
+python="${PYTHON:-python3}"
+if [[ -z "${PYTHON:-}" && -x "$root/.venv/bin/python" ]]; then
+  python="$root/.venv/bin/python"
+fi
+
+export NEMO_MERGE_RUN="${NEMO_MERGE_RUN:-$0}"  # how messages call this command
+exec "$python" -m nemo_merge.stages --config "$here/conf/ep_mini.yaml" "$@"
