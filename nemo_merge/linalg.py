@@ -58,14 +58,17 @@ Steps beyond the end of a schedule repeat :data:`POLISH` (``simple`` repeats its
 
 
 class Svd(NamedTuple):
-    """Thin singular value decomposition ``u @ diag(s) @ vt``, singular values in descending order."""
+    """Leading part of a singular value decomposition, singular values in descending order.
+
+    ``u`` and ``vt`` hold the first ``rank`` vectors, ``s`` all singular values.
+    """
 
     u: Float[Tensor, "rows rank"]
-    s: Float[Tensor, " rank"]
+    s: Float[Tensor, " short"]
     vt: Float[Tensor, "rank columns"]
 
 
-def thin_svd(matrix: Float[Tensor, "rows columns"]) -> Svd:
+def thin_svd(matrix: Float[Tensor, "rows columns"], rank: int | None = None) -> Svd:
     """Thin SVD by the eigendecomposition of the Gram matrix of the short side.
 
     Two to six times faster than LAPACK's SVD. Singular values and the products ``u s vt`` of leading triplets are
@@ -73,8 +76,12 @@ def thin_svd(matrix: Float[Tensor, "rows columns"]) -> Svd:
     relative error of about 1e-16 / x^2. Triplets below :data:`RANK_TOLERANCE` are returned as zeros, so that
     directions which are only rounding noise can never be scaled up.
 
+    Args:
+        matrix: any real matrix.
+        rank: number of singular vectors wanted; all ``min(rows, columns)`` by default.
+
     Returns:
-        ``min(rows, columns)`` triplets in float64.
+        In float64.
     """
     tall = matrix.shape[0] >= matrix.shape[1]
     a = matrix.to(torch.float64)
@@ -82,8 +89,9 @@ def thin_svd(matrix: Float[Tensor, "rows columns"]) -> Svd:
     eigenvalues, vectors = torch.linalg.eigh(a.mT @ a)
     s = eigenvalues.flip(-1).clamp_min(0).sqrt()
     s = torch.where(s > RANK_TOLERANCE * s[:1], s, 0.0)
-    v = vectors.flip(-1) * (s > 0)
-    u = (a @ v) / torch.where(s > 0, s, 1.0)
+    leading = s[:rank]
+    v = vectors.flip(-1)[:, : len(leading)] * (leading > 0)
+    u = (a @ v) / torch.where(leading > 0, leading, 1.0)
     return Svd(u, s, v.mT) if tall else Svd(v, s, u.mT)
 
 

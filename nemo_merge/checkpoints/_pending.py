@@ -221,7 +221,7 @@ def _put_in_place(new: Path, target: Path) -> None:
         old = target.with_name(f".{target.name}.{os.getpid()}.old")
         os.rename(target, old)
         os.rename(new, target)
-        shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+        os.rename(old, new)
     _sync_folder(target.parent)
     if new.is_symlink() or new.is_file():  # what stood at the target; a folder is left to the caller
         new.unlink()

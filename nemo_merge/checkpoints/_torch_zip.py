@@ -8,13 +8,14 @@ else; tensors become views of the memory-mapped file.
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import pickle
 import struct
-import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,7 +152,7 @@ class TorchZip:
                 raise CheckpointError(
                     f"{self.name}: not a file of torch.save, or cut short ({error}); fetch it again, or save it anew with PyTorch 1.6 or later"
                 ) from error
-        self._bytes = mapped(path, length, torch.uint8, (length,))
+        self._bytes = torch.from_file(str(path), shared=False, size=length, dtype=torch.uint8)
 
     def _read_places(self, archive: zipfile.ZipFile, fd: int, offset: int, size: int) -> dict[str, tuple[int, int]]:
         """Absolute offset and length of every storage."""
@@ -205,13 +206,6 @@ class TorchZip:
         return flat.as_strided(stored.shape, stored.stride, flat.storage_offset() + stored.offset)
 
 
-def mapped(path: Path, nbytes: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """A contiguous tensor over the first ``nbytes`` of a file; writing to it does not change the file."""
-    if nbytes == 0:
-        return torch.empty(shape, dtype=dtype)
-    return torch.from_file(str(path), shared=False, size=nbytes // dtype.itemsize, dtype=dtype).view(shape)
-
-
 def lay_out(specs: Mapping[str, TensorSpec], ties: Mapping[str, str], attributes: Mapping[str, Any]) -> Layout:
     """The layout of a ``torch.save`` file of a state dict, made by ``torch.save`` itself with the data left out.
 
@@ -220,30 +214,54 @@ def lay_out(specs: Mapping[str, TensorSpec], ties: Mapping[str, str], attributes
         ties: further names, with the tensor whose storage they share.
         attributes: attributes of the dictionary that ``torch.nn.Module.state_dict`` sets (``_metadata``).
     """
-    with tempfile.TemporaryDirectory() as folder:
-        empty, skeleton = Path(folder, "empty"), Path(folder, "archive")
-        with open(empty, "wb") as file:  # sparse: it has a length but takes no space
-            file.truncate(max((spec.nbytes for spec in specs.values()), default=0))
-        state: OrderedDict[str, Tensor] = OrderedDict()
-        for name, spec in specs.items():
-            state[name] = mapped(empty, spec.nbytes, spec.dtype, spec.shape)
-        state.update({alias: state[owner] for alias, owner in ties.items()})
-        state.__dict__.update(attributes)
-        with torch.serialization.skip_data():
-            torch.save(state, skeleton)
-        archive = TorchZip(skeleton)
-        slots = {
-            name: Slot(archive._places[archive.content[name].storage][0], spec.nbytes) for name, spec in specs.items()
-        }
-        size = skeleton.stat().st_size
-        constants = {}
-        with open(skeleton, "rb") as file:
-            position = 0
-            for slot in [*sorted(slots.values(), key=lambda slot: slot.offset), Slot(size, 0)]:
-                file.seek(position)
-                constants[position] = file.read(slot.offset - position)
-                position = slot.offset + slot.nbytes
-    return Layout(size, constants, slots)
+    state: OrderedDict[str, Tensor] = OrderedDict(_hollow(specs))
+    state.update({alias: state[owner] for alias, owner in ties.items()})
+    state.__dict__.update(attributes)
+    recorder = _Recorder()
+    with torch.serialization.skip_data():
+        torch.save(state, recorder)  # type: ignore[arg-type]  # it needs no more than these three methods
+    # Storages are written in the order in which the dictionary names them; empty ones need no place.
+    filled = [name for name, spec in specs.items() if spec.nbytes]
+    slots = {name: Slot(*gap) for name, gap in zip(filled, recorder.gaps, strict=True)}
+    assert all(slots[name].nbytes == specs[name].nbytes for name in filled)
+    slots.update({name: Slot(0, 0) for name, spec in specs.items() if not spec.nbytes})
+    return Layout(recorder.position, recorder.constants, slots)
+
+
+def _hollow(specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
+    """Tensors of the right shape and type over addresses that are reserved but never touched: they take no memory."""
+    offsets = list(accumulate((-(-spec.nbytes // 64) * 64 for spec in specs.values()), initial=0))
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)
+    space = mmap.mmap(-1, max(offsets[-1], 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    return {
+        name: torch.frombuffer(space, dtype=spec.dtype, count=spec.numel, offset=offset).view(spec.shape)
+        if spec.nbytes
+        else torch.empty(spec.shape, dtype=spec.dtype)
+        for (name, spec), offset in zip(specs.items(), offsets, strict=False)
+    }
+
+
+class _Recorder:
+    """A file that keeps what is written and remembers what is skipped."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.constants: dict[int, bytes] = {}
+        self.gaps: list[tuple[int, int]] = []
+        self._start = 0
+
+    def write(self, data: bytes) -> int:
+        self.constants[self._start] = self.constants.get(self._start, b"") + bytes(data)
+        self.position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int) -> None:
+        assert whence == os.SEEK_CUR
+        self.gaps.append((self.position, offset))
+        self.position = self._start = self.position + offset
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def checksum_places(layout: Layout) -> dict[str, list[int]]:

@@ -143,7 +143,7 @@ class NemoWriter(Writer):
         check_output(output, overwrite)
         self._template = template
         ties = {alias: owner for alias, owner in template.ties.items() if owner in specs}
-        zipped = lay_out(specs, ties, template._zip.content.__dict__)
+        zipped = lay_out(specs, ties, getattr(template._zip.content, "__dict__", {}))
         self._checksums = checksum_places(zipped)
         info = copy.copy(template._weights)
         info.size = zipped.size

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..methods import Block, Blocks
 
-BLOCK_ELEMENTS = 1 << 20
-"""Elements of one tensor in a block: 4 MB in float32, so that a block of a few experts stays in the cache."""
+BLOCK_ELEMENTS = 1 << 18
+"""Elements of one tensor in a block: 1 MB in float32, so that a block of a few experts stays in the cache."""
 
 
 class TensorBlocks(Blocks):
@@ -36,14 +36,14 @@ class TensorBlocks(Blocks):
 
     def __iter__(self) -> Iterator[Block]:
         base, *experts = self._tensors
-        if base.dim() == 0:
-            yield Block(base.to(self._dtype), torch.stack([expert.to(self._dtype) for expert in experts]), self._start)
-            return
         row = self.numel // max(self._rows, 1)
         for first in range(0, self._rows, self._step):
-            part = slice(first, first + self._step)
-            rows = torch.stack([expert[part].to(device=base.device, dtype=self._dtype) for expert in experts])
-            yield Block(base[part].to(self._dtype), rows, self._start + first * row)
+            part = slice(first, first + self._step) if base.dim() else ...
+            rows = base[part].to(self._dtype)
+            stack = torch.empty((len(experts), *rows.shape), dtype=self._dtype, device=base.device)
+            for place, expert in zip(stack, experts, strict=True):
+                place.copy_(expert[part])
+            yield Block(rows, stack, self._start + first * row)
 
 
 class ModelBlocks(Blocks):

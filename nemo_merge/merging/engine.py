@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checkpoints import Writer
 from ..errors import MergeError
-from ..methods import Block, Method
+from ..methods import Block, Method, SpectralMethod
 from ..methods._method import mean_of_task_vectors
 from ..methods.soup import normalised
 from ..tensors import Role
@@ -70,7 +70,10 @@ def execute(
     with single_threaded_torch():
         shared = _model_statistics(plan)
         # Matrices of a spectral method take longest: started first, they do not hold up the end.
-        rows = sorted(plan.rows, key=lambda row: (not _is_spectral(plan, row), -row.spec.nbytes))
+        spectral = isinstance(plan.method, SpectralMethod)
+        rows = sorted(
+            plan.rows, key=lambda row: (not (spectral and row.treatment is Treatment.METHOD), -row.spec.nbytes)
+        )
         pool = ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="nemo_merge")
         try:
             futures = [pool.submit(_merge_tensor, plan, row, shared, writer, progress) for row in rows]
@@ -104,7 +107,8 @@ def _model_statistics(plan: MergePlan) -> _ModelStatistics | None:
     for row in plan.rows:
         if row.treatment is Treatment.METHOD:
             starts[row.name] = position
-            tensors.append(_blocks(plan, row, position))
+            base, experts = plan.template[row.name], [expert[row.name] for expert in plan.experts]
+            tensors.append(TensorBlocks(base, experts, compute_dtype([base, *experts]), start=position))
             position += row.spec.numel
     weights = plan.method.resolved_weights(len(plan.experts))
     return _ModelStatistics(plan.method.statistics(ModelBlocks(tensors), weights), starts)
@@ -119,7 +123,7 @@ def _merge_tensor(
     for base, merged in _merged_blocks(plan, row, shared):
         values = merged.to(dtype)
         _check(row, values, plan)
-        if rounding is not None and row.treatment is not Treatment.COPY:
+        if rounding is not None and row.treatment in (Treatment.METHOD, Treatment.MEAN):
             rounding.lost += float((values.to(merged.dtype) - merged).square().sum())
             rounding.change += float((merged - base).square().sum())
         writer.write(row.name, position, values)
@@ -136,35 +140,30 @@ def _merged_blocks(plan: MergePlan, row: Row, shared: _ModelStatistics | None) -
         for block in TensorBlocks(tensor, [tensor], tensor.dtype):
             yield block.base, block.base
         return
-    weights = plan.method.resolved_weights(len(plan.experts))
-    if row.treatment in (Treatment.AVERAGE, Treatment.POOLED):
-        merge = _average_statistics(plan, row, weights)
-        blocks = _blocks(plan, row)
-    elif row.treatment is Treatment.MEAN:
-        scale = plan.method.resolved_scale(len(plan.experts))
-        blocks = _blocks(plan, row)
-
-        def merge(block: Block) -> Tensor:
-            return mean_of_task_vectors(block, weights, scale)
-    else:
-        blocks = _blocks(plan, row, shared.starts[row.name] if shared else 0)
-        statistics = shared.statistics if shared else plan.method.statistics(blocks, weights)
-
-        def merge(block: Block) -> Tensor:
-            return plan.method.merge_block(block, weights, statistics)
-
+    base, experts = plan.template[row.name], [expert[row.name] for expert in plan.experts]
+    weights = plan.method.resolved_weights(len(experts))
+    if row.treatment is Treatment.METHOD and isinstance(plan.method, SpectralMethod):
+        yield base, plan.method.merge_whole(base, experts, weights)
+        return
+    start = shared.starts[row.name] if shared and row.treatment is Treatment.METHOD else 0
+    whole = row.treatment is Treatment.POOLED or (row.treatment is Treatment.METHOD and not plan.method.blockwise)
+    blocks = TensorBlocks(base, experts, compute_dtype([base, *experts]), start=start, whole=whole)
+    merge = _merger(plan, row, blocks, weights, shared)
     for block in blocks:
         yield block.base, merge(block)
 
 
-def _blocks(plan: MergePlan, row: Row, start: int = 0) -> TensorBlocks:
-    base, experts = plan.template[row.name], [expert[row.name] for expert in plan.experts]
-    whole = row.treatment is Treatment.POOLED or _is_spectral(plan, row)
-    return TensorBlocks(base, experts, compute_dtype([base, *experts]), start=start, whole=whole)
-
-
-def _is_spectral(plan: MergePlan, row: Row) -> bool:
-    return row.treatment is Treatment.METHOD and not plan.method.blockwise
+def _merger(
+    plan: MergePlan, row: Row, blocks: TensorBlocks, weights: Float[Tensor, " experts"], shared: _ModelStatistics | None
+) -> Callable[[Block], Tensor]:
+    """What turns a block of this tensor into the merged block."""
+    if row.treatment in (Treatment.AVERAGE, Treatment.POOLED):
+        return _average_statistics(plan, row, weights)
+    if row.treatment is Treatment.MEAN:
+        scale = plan.method.resolved_scale(len(plan.experts))
+        return lambda block: mean_of_task_vectors(block, weights, scale)
+    statistics = shared.statistics if shared else plan.method.statistics(blocks, weights)
+    return lambda block: plan.method.merge_block(block, weights, statistics)
 
 
 def _average_statistics(plan: MergePlan, row: Row, weights: Float[Tensor, " experts"]) -> Callable[[Block], Tensor]:

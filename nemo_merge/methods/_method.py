@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
 
 import torch
 from jaxtyping import Float
@@ -42,6 +42,31 @@ class Blocks(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Block]: ...
+
+
+class TaskVectors(Sequence[Tensor]):
+    """The weighted task vectors of one tensor as matrices, each computed in float64 when it is asked for.
+
+    A method that needs one after the other has one in memory at a time, however many experts there are.
+    """
+
+    def __init__(self, base: Tensor, experts: Sequence[Tensor], weights: Float[Tensor, " experts"]) -> None:
+        self._base, self._experts, self._weights = base, experts, weights
+        self.shape = (base.shape[0], base[0].numel())
+        """Rows and columns: whatever follows the first dimension counts as columns."""
+
+    def __len__(self) -> int:
+        return len(self._experts)
+
+    @overload
+    def __getitem__(self, index: int) -> Float[Tensor, "rows columns"]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Float[Tensor, "rows columns"]]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        delta = self._experts[index].to(self._base.device, torch.float64, copy=True).sub_(self._base)
+        return delta.mul_(float(self._weights[index])).view(self.shape)
 
 
 def parameter(
@@ -178,7 +203,7 @@ class Method(ABC):
 
     @property
     def blockwise(self) -> bool:
-        """Whether the method can merge a tensor piece by piece; if not, it gets a block that is the whole tensor."""
+        """Whether the method can merge a tensor piece by piece; if not, the block it gets is the whole tensor."""
         return True
 
 
@@ -224,10 +249,8 @@ class SpectralMethod(Method):
     family: ClassVar[str] = "task subspace"
 
     @abstractmethod
-    def combine_matrix(
-        self, deltas: Float[Tensor, "experts rows columns"], weights: Float[Tensor, " experts"]
-    ) -> Float[Tensor, "rows columns"]:
-        """The merged task vector of a matrix, before ``scale``; float64 in and out."""
+    def combine_matrix(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
+        """The merged task vector of a matrix from the weighted task vectors, before ``scale``; float64 in and out."""
 
     def merges(self, role: Role) -> bool:
         return role in MATRIX_LIKE
@@ -236,11 +259,18 @@ class SpectralMethod(Method):
     def blockwise(self) -> bool:
         return False
 
+    def merge_whole(
+        self,
+        base: Float[Tensor, "*shape"],
+        experts: Sequence[Float[Tensor, "*shape"]],
+        weights: Float[Tensor, " experts"],
+    ) -> Float[Tensor, "*shape"]:
+        """The merged tensor, in float64."""
+        merged = self.combine_matrix(TaskVectors(base, experts, weights)).reshape(base.shape)
+        return merged.mul_(self.resolved_scale(len(experts))).add_(base)
+
     def merge_block(self, block: Block, weights: Float[Tensor, " experts"], statistics: Any) -> Float[Tensor, "*shape"]:
-        base = block.base.to(torch.float64)
-        deltas = block.experts.to(torch.float64) - base
-        merged = self.combine_matrix(deltas.flatten(2), weights)
-        return (base + self.resolved_scale(len(weights)) * merged.reshape(base.shape)).to(block.base.dtype)
+        return self.merge_whole(block.base, list(block.experts), weights).to(block.base)
 
 
 def mean_of_task_vectors(block: Block, weights: Float[Tensor, " experts"], scale: float) -> Float[Tensor, "*shape"]:

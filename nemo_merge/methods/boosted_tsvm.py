@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..linalg import Svd
 from ._method import parameter, register
 from .tsvm import Tsvm
 
@@ -43,15 +42,11 @@ class BoostedTsvm(Tsvm):
         "full", "Spectrum that the energy is counted over: all or the kept part."
     )
 
-    def boost(self, part: Svd, rank: int) -> Svd:
-        return Svd(
-            part.u,
-            boosted(part.s, self.beta, self.energy_power, len(part.s) if self.energy_scope == "full" else rank),
-            part.vt,
-        )
+    def boost(self, s: Float[Tensor, " short"], rank: int) -> Float[Tensor, " short"]:
+        return boosted(s, self.beta, self.energy_power, len(s) if self.energy_scope == "full" else rank)
 
 
-def boosted(s: Float[Tensor, " rank"], beta: float, power: int, scope: int) -> Float[Tensor, " rank"]:
+def boosted(s: Float[Tensor, " short"], beta: float, power: int, scope: int) -> Float[Tensor, " short"]:
     """Singular values raised to the one at which the first ``scope`` of them reach the share ``beta`` of the energy."""
     energy = s[:scope].double() ** power
     total = energy.sum()

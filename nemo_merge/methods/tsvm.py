@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..linalg import Orthogonalizer, Svd, orthogonalise, thin_svd
-from ._method import SpectralMethod, parameter, register
+from ..linalg import Orthogonalizer, orthogonalise, thin_svd
+from ._method import SpectralMethod, TaskVectors, parameter, register
 
 
 @register
@@ -50,20 +50,18 @@ class Tsvm(SpectralMethod):
     )
     steps: int = parameter(5, "Number of Newton-Schulz steps.", low=1, high=50)
 
-    def combine_matrix(
-        self, deltas: Float[Tensor, "experts rows columns"], weights: Float[Tensor, " experts"]
-    ) -> Float[Tensor, "rows columns"]:
-        experts, rows, columns = deltas.shape
-        fraction = 1.0 / experts if self.rank_fraction is None else self.rank_fraction
-        rank = max(1, int(fraction * min(rows, columns) + 1e-9))
-        parts = [self.boost(thin_svd(weight * delta), rank) for delta, weight in zip(deltas, weights, strict=True)]
-        u = torch.cat([part.u[:, :rank] for part in parts], dim=1)
-        s = torch.cat([part.s[:rank] for part in parts])
-        vt = torch.cat([part.vt[:rank] for part in parts], dim=0)
+    def combine_matrix(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
+        fraction = 1.0 / len(deltas) if self.rank_fraction is None else self.rank_fraction
+        rank = max(1, int(fraction * min(deltas.shape) + 1e-9))
+        parts = [thin_svd(delta, rank) for delta in deltas]
+        u = torch.cat([part.u for part in parts], dim=1)
+        s = torch.cat([self.boost(part.s, rank)[:rank] for part in parts])
+        vt = torch.cat([part.vt for part in parts], dim=0)
+        del parts
         u = orthogonalise(u, self.orthogonalizer, self.schedule, self.steps)
         vt = orthogonalise(vt, self.orthogonalizer, self.schedule, self.steps)
-        return (u * s) @ vt
+        return u.mul_(s) @ vt
 
-    def boost(self, part: Svd, rank: int) -> Svd:
-        """Changes the singular values of one expert before its leading ``rank`` triplets are taken."""
-        return part
+    def boost(self, s: Float[Tensor, " short"], rank: int) -> Float[Tensor, " short"]:
+        """Changes all singular values of one expert, of which the leading ``rank`` are then taken."""
+        return s

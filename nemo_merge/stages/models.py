@@ -10,7 +10,7 @@ from typing import Any
 from ..training.ctc import TrainingJob
 from .data import cuts_path
 from .engine import Context
-from .workers import report, run_tasks
+from .workers import run_jobs
 
 
 def train(context: Context) -> None:
@@ -21,9 +21,9 @@ def train(context: Context) -> None:
     if context.is_fresh("base", [path], settings=base):
         context.say("base: trained before")
     else:
-        job = _job(context, "base", base, model=config["model"], threads=context.jobs)
-        _train_all(context, {"base": job})
-        context.mark_fresh("base", settings=base)
+        job = _job(context, "base", base, model=config["model"])
+        for _ in run_jobs({"base": job}, context.expdir / "jobs", 1, context.say):
+            context.mark_fresh("base", settings=base)
     jobs = {}
     for domain in config["domains"]:
         settings = {**config["train"]["experts"], "data": [domain]}
@@ -31,7 +31,9 @@ def train(context: Context) -> None:
             context.say(f"{domain}: trained before")
         else:
             jobs[domain] = (_job(context, domain, settings, init_from=path), settings)
-    for domain in _train_all(context, {domain: job for domain, (job, _) in jobs.items()}):
+    for domain in run_jobs(
+        {name: job for name, (job, _) in jobs.items()}, context.expdir / "jobs", context.jobs, context.say
+    ):
         context.mark_fresh(domain, settings=jobs[domain][1], base=base)
 
 
@@ -82,23 +84,3 @@ def _job(context: Context, name: str, settings: dict[str, Any], **arguments: Any
         **values,
         **arguments,
     )
-
-
-def _train_all(context: Context, jobs: dict[str, TrainingJob]) -> list[str]:
-    """Trains models side by side and returns the names of those that are finished."""
-    tasks = list(jobs.items())
-    return [name for (name, _), _ in run_tasks(_train, tasks, context.jobs, context.say)]
-
-
-def _train(task: tuple[str, TrainingJob]) -> None:
-    from ..training.ctc import train as train_model
-
-    name, job = task
-    started = time.monotonic()
-
-    def progress(step: int, steps: int, loss: float) -> None:
-        left = (time.monotonic() - started) / step * (steps - step)
-        report(f"{name}: step {step} of {steps}, loss {loss:.3f}, {left:.0f} s left")
-
-    train_model(job, progress, report_every=max(1, job.steps // 8))
-    report(f"{name}: trained in {time.monotonic() - started:.0f} s")

@@ -12,27 +12,33 @@ from ..corpora.mini import NOTICE, load
 from ..reporting.results import Scores, write_results
 from ..scoring import bootstrap_interval
 from ..scoring.error_rates import sum_counts, word_errors
-from ..training.decode import read_hypotheses, transcribe
+from ..training.decode import DecodingJob, read_hypotheses
 from .data import cuts_path
 from .engine import Context, seconds_of
 from .models import merged_path, model_path
-from .workers import report, run_tasks
+from .workers import run_jobs
 
 
 def decode(context: Context) -> None:
     """Stage 6: every model transcribes every test set."""
     config = context.config
     sets = {name: cuts_path(context, name, "test") for name in config["decode"]["sets"]}
-    tasks = []
+    waiting = {}
     for name, path in _models(context).items():
         folder = context.expdir / "decode" / name
         if context.is_fresh(f"decode-{name}", [folder / f"{item}.jsonl" for item in sets], model=_identity(path)):
             context.say(f"{name}: decoded before")
-            continue
-        shutil.rmtree(folder, ignore_errors=True)
-        tasks.append((name, path, sets, folder, config["decode"]["batch_size"]))
-    for (name, path, *_), _ in run_tasks(_decode, tasks, context.jobs, context.say):
-        context.mark_fresh(f"decode-{name}", model=_identity(path))
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            waiting[name] = path
+    # One job per process, each with its share of the models, so that NeMo is imported once in each.
+    jobs = {}
+    for index in range(min(context.jobs, len(waiting))):
+        share = dict(list(waiting.items())[index :: context.jobs])
+        jobs[f"decode-{index}"] = DecodingJob(share, sets, context.expdir / "decode", config["decode"]["batch_size"])
+    for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say):
+        for name in jobs[job].models:
+            context.mark_fresh(f"decode-{name}", model=_identity(waiting[name]))
 
 
 def score(context: Context) -> None:
@@ -94,9 +100,3 @@ def _models(context: Context) -> dict[str, Path]:
 def _identity(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _decode(task: tuple[str, Path, dict[str, Path], Path, int]) -> None:
-    name, path, sets, folder, batch_size = task
-    transcribe(path, sets, folder, batch_size)
-    report(f"{name}: decoded")

@@ -1,68 +1,62 @@
-"""Runs tasks in processes of their own and passes on what they report."""
+"""Runs jobs of :mod:`nemo_merge.training` in processes of their own and passes on what they report."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import queue
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 
-_reports: Any = None
-
-
-def report(message: str) -> None:
-    """Called in a worker: shows a line to the user."""
-    if _reports is not None:
-        _reports.put(message)
+from ..training.jobs import REPORT_PREFIX, Job, write_job
 
 
-def run_tasks(
-    function: Callable[[Any], Any], tasks: Sequence[Any], jobs: int, say: Callable[[str], None]
-) -> Iterator[tuple[Any, Any]]:
-    """Runs ``function(task)`` for every task in up to ``jobs`` fresh processes.
+class JobError(RuntimeError):
+    """A job's process ended with an error; its output is in the stage's log."""
 
-    A process serves several tasks, so that NeMo is imported once in each. BLAS is kept to one thread from the start;
-    a task that wants more sets them itself.
+
+def run_jobs(jobs: Mapping[str, Job], folder: Path, side_by_side: int, say: Callable[[str], None]) -> Iterator[str]:
+    """Runs every job in a process of its own, or under torchrun in several.
 
     Args:
-        function: a function of a module, so that it can be sent to another process.
-        tasks: its arguments.
-        jobs: number of processes.
-        say: called with what the tasks :func:`report`.
+        jobs: what to do, by name.
+        folder: where the job files are kept; each can be run again by hand with ``python -m nemo_merge.training FILE``.
+        side_by_side: number of jobs at a time.
+        say: called with what the jobs report.
 
     Yields:
-        ``(task, result)`` as they are finished.
+        Names of the jobs as they are finished.
+
+    Raises:
+        JobError: a job failed.
     """
-    if not tasks:
-        return
-    context = multiprocessing.get_context("spawn")
-    reports = context.Queue()
-    with ProcessPoolExecutor(min(jobs, len(tasks)), context, _initialise, (reports,)) as pool:
-        futures = {pool.submit(function, task): task for task in tasks}
-        waiting = set(futures)
+    with ThreadPoolExecutor(max(1, side_by_side)) as pool:
+        futures = {}
         try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                _drain(reports, say)
-                for future in done:
-                    yield futures[future], future.result()
+            for name, job in jobs.items():
+                file = write_job(job, folder / f"{name}.json")
+                futures[pool.submit(_run, name, file, job.processes, say)] = name
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-    _drain(reports, say)
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _initialise(reports: Any) -> None:
-    global _reports
-    _reports = reports
-    # Two OpenMP teams on two cores wait for each other by spinning, which can cost ten times the work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def _drain(reports: Any, say: Callable[[str], None]) -> None:
-    while True:
-        try:
-            say(reports.get_nowait())
-        except queue.Empty:
-            return
+def _run(name: str, file: Path, processes: int, say: Callable[[str], None]) -> None:
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
+    command = [sys.executable, *launcher, "-m", "nemo_merge.training", str(file)]
+    # More BLAS threads than cores wait for each other by spinning, which can cost several times the work itself.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace", env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(REPORT_PREFIX):
+                say(f"{name}: {line.removeprefix(REPORT_PREFIX).strip()}")
+            else:
+                print(line, end="")
+    if process.returncode:
+        raise JobError(f"{name}: the process ended with exit code {process.returncode}")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-Report = Callable[[int, int, float], None]
-"""Called now and then with the step, the number of steps and the training loss."""
+from .jobs import Job, Report, is_first_process
 
 
 @dataclass(frozen=True)
-class TrainingJob:
+class TrainingJob(Job):
     """One model to train.
 
     Attributes:
@@ -25,49 +25,61 @@ class TrainingJob:
         learning_rate: peak of the schedule; it warms up linearly and falls as a cosine.
         warmup_steps: length of the warm-up.
         final_learning_rate: end of the schedule, as a share of the peak.
-        batch_size: utterances in a batch.
+        batch_size: utterances in a batch of one process.
         seed: of the weights and of the order of the data.
-        threads: threads of torch.
+        workers: processes that train together (data parallel); their batches add up.
+        optimiser: further arguments of AdamW.
     """
 
-    output: Path
-    cuts: tuple[Path, ...]
+    kind: ClassVar[str] = "train"
+
+    output: str | Path
+    cuts: Sequence[str | Path]
     steps: int
     learning_rate: float
     model: Mapping[str, Any] | None = None
-    init_from: Path | None = None
+    init_from: str | Path | None = None
     warmup_steps: int = 20
     final_learning_rate: float = 0.01
     batch_size: int = 16
     seed: int = 0
-    threads: int = 1
+    workers: int = 1
     optimiser: Mapping[str, Any] = field(default_factory=lambda: {"betas": [0.9, 0.98], "weight_decay": 1e-3})
 
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.init_from is None):
+            raise ValueError("give either a model configuration or a model to start from")
 
-def train(job: TrainingJob, report: Report | None = None, report_every: int = 100) -> Path:
+    @property
+    def processes(self) -> int:
+        return self.workers
+
+    def run(self, report: Report) -> None:
+        train(self, report)
+
+
+def train(job: TrainingJob, report: Report | None = None) -> Path:
     """Trains a model with Lightning and Lhotse's bucketing sampler and saves it.
 
     The same job gives the same weights on the same machine: NeMo's loader would draw ``shard_seed`` from the system
-    otherwise.
+    otherwise. Under torchrun, all processes of the job call this.
 
     Returns:
-        ``job.output``.
-
-    Raises:
-        ValueError: neither or both of ``model`` and ``init_from`` are given.
+        Path of the ``.nemo``.
     """
-    if (job.model is None) == (job.init_from is None):
-        raise ValueError("give either a model configuration or a model to start from")
     import lightning.pytorch as lightning
     import torch
     from nemo.collections.asr.models import ASRModel, EncDecCTCModel
     from omegaconf import OmegaConf
 
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(1)
     lightning.seed_everything(job.seed)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = lightning.Trainer(
         accelerator="auto",
-        devices=1,
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        num_nodes=processes // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        strategy="ddp" if processes > 1 else "auto",
         max_steps=job.steps,
         max_epochs=-1,
         gradient_clip_val=1.0,
@@ -78,7 +90,7 @@ def train(job: TrainingJob, report: Report | None = None, report_every: int = 10
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
-        callbacks=[_reporter(job.steps, report, report_every)] if report else [],
+        callbacks=[_reporter(job.steps, report)] if report else [],
     )
     optimiser = OmegaConf.create(_optimiser_config(job))
     if job.init_from is not None:
@@ -90,8 +102,10 @@ def train(job: TrainingJob, report: Report | None = None, report_every: int = 10
         config = {**job.model, "optim": optimiser, "train_ds": _loader_config(job, list(job.model["labels"]))}
         model = EncDecCTCModel(cfg=OmegaConf.create(config), trainer=trainer)
     trainer.fit(model)
-    _save(model, job.output)
-    return job.output
+    output = Path(job.output)
+    if is_first_process():
+        _save(model, output)
+    return output
 
 
 def _loader_config(job: TrainingJob, labels: list[str]) -> dict[str, Any]:
@@ -135,14 +149,21 @@ def _save(model: Any, output: Path) -> None:
     os.replace(partial, output)
 
 
-def _reporter(steps: int, report: Report, every: int) -> Any:
+def _reporter(steps: int, report: Report) -> Any:
     import lightning.pytorch as lightning
 
     class Reporter(lightning.Callback):
-        """Passes the training loss on."""
+        """Tells how far training is, eight times."""
+
+        started = 0.0
+
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            self.started = time.monotonic()
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            if trainer.global_step % every == 0 or trainer.global_step == steps:
-                report(trainer.global_step, steps, float(outputs["loss"]))
+            step = trainer.global_step
+            if step % max(1, steps // 8) == 0:
+                left = (time.monotonic() - self.started) / step * (steps - step)
+                report(f"step {step} of {steps}, loss {float(outputs['loss']):.3f}, {left:.0f} s left")
 
     return Reporter()

@@ -4,9 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
+
+from .jobs import Job, Report
+
+
+@dataclass(frozen=True)
+class DecodingJob(Job):
+    """Models to run over test sets.
+
+    Attributes:
+        models: ``.nemo`` files by name.
+        sets: Lhotse cut manifests by name.
+        output: folder; the hypotheses go to ``<output>/<model>/<set>.jsonl``.
+        batch_size: utterances in a batch.
+    """
+
+    kind: ClassVar[str] = "decode"
+
+    models: Mapping[str, str | Path]
+    sets: Mapping[str, str | Path]
+    output: str | Path
+    batch_size: int = 32
+
+    def run(self, report: Report) -> None:
+        for name, path in self.models.items():
+            transcribe(path, self.sets, Path(self.output) / name, self.batch_size)
+            report(f"{name} decoded")
 
 
 @dataclass(frozen=True)
@@ -19,7 +46,7 @@ class Hypothesis:
 
 
 def transcribe(
-    model: Path, sets: dict[str, Path], output: Path, batch_size: int = 32, threads: int = 1
+    model: str | Path, sets: Mapping[str, str | Path], output: Path, batch_size: int = 32
 ) -> dict[str, list[Hypothesis]]:
     """Transcribes sets of cuts with one model and writes a JSON lines file per set.
 
@@ -28,7 +55,6 @@ def transcribe(
         sets: Lhotse cut manifest of every set, by the set's name.
         output: folder for ``<set>.jsonl``; a set that is already there is read instead of decoded again.
         batch_size: utterances in a batch.
-        threads: threads of torch.
 
     Returns:
         Hypotheses by set, in the order of the cuts.
@@ -40,7 +66,7 @@ def transcribe(
     from lhotse import load_manifest
     from nemo.collections.asr.models import ASRModel
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     restored = ASRModel.restore_from(str(model), map_location="cuda" if torch.cuda.is_available() else "cpu").eval()
     for name, cuts_path in sets.items():
         if name in done:

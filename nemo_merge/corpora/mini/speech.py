@@ -54,6 +54,7 @@ class Synthesiser:
         self.native_rate = self._library.espeak_Initialize(_SYNCHRONOUS_RETRIEVAL, 0, data.encode(), 0)
         if self.native_rate <= 0:
             raise RuntimeError("espeak-ng did not start: reinstall the espeakng-loader package")
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # of the breath of some voices; the clock is the default
         self._chunks: list[np.ndarray] = []
         callback_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 

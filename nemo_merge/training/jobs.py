@@ -1,0 +1,70 @@
+"""Work that needs NeMo, described by a file and done by a process of its own: ``python -m nemo_merge.training FILE``.
+
+NeMo takes ten seconds to import and much memory; a process that ends gives both back, and torchrun can start several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+REPORT_PREFIX = "[report] "
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to do; its fields are written to and read from JSON."""
+
+    kind: ClassVar[str]
+
+    @property
+    def processes(self) -> int:
+        """Processes that do it together."""
+        return 1
+
+    @abstractmethod
+    def run(self, report: Report) -> None:
+        """Does it; ``report`` shows a line to the user."""
+
+
+def write_job(job: Job, path: Path) -> Path:
+    """Writes a job file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"kind": job.kind, **dataclasses.asdict(job)}
+    path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    return path
+
+
+def read_job(path: Path) -> Job:
+    """Reads a job file.
+
+    Raises:
+        ValueError: it describes no known kind of job.
+    """
+    from .ctc import TrainingJob
+    from .decode import DecodingJob
+
+    kinds: dict[str, type[Job]] = {TrainingJob.kind: TrainingJob, DecodingJob.kind: DecodingJob}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    kind = content.pop("kind", None)
+    if kind not in kinds:
+        raise ValueError(f"{path}: unknown kind of job {kind!r}")
+    return kinds[kind](**content)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes, among those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def report(message: str) -> None:
+    """Prints a line that the process which started this one shows to the user."""
+    if is_first_process():
+        print(f"{REPORT_PREFIX}{message}", flush=True)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_merge import merge_state_dicts
+from nemo_merge.merging.blocks import TensorBlocks
+from nemo_merge.methods._selection import largest_magnitudes
+from tests.fixtures.models import family
+
+
+def oracle(base, experts, density, weights, scale):
+    """TIES straight from its definition, one entry at a time."""
+    trimmed = []
+    for expert, weight in zip(experts, weights, strict=True):
+        delta = (expert - base).reshape(-1)
+        keep = sorted(range(len(delta)), key=lambda i: (-abs(float(delta[i])), i))[: int(density * len(delta) + 1e-9)]
+        kept = torch.zeros_like(delta)
+        kept[keep] = weight * delta[keep]
+        trimmed.append(kept)
+    merged = torch.zeros_like(trimmed[0])
+    for i in range(len(merged)):
+        values = [float(kept[i]) for kept in trimmed]
+        total = sum(values)
+        agreeing = [value for value in values if value * total > 0]
+        merged[i] = sum(agreeing) / len(agreeing) if agreeing else 0.0
+    return base + scale * merged.view(base.shape)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("weights", [[1, 1, 1], [0.2, 1, 3]])
+def test_ties_equals_its_definition(density, weights):
+    base = torch.randn(13, 7)
+    experts = [base + torch.randn(13, 7) for _ in range(3)]
+    result = merge_state_dicts({"w": base}, [{"w": e} for e in experts], "ties", weights, 0.7, density=density)
+    torch.testing.assert_close(result["w"], oracle(base, experts, density, weights, 0.7), rtol=1e-5, atol=1e-6)
+
+
+def test_opposite_equal_entries_cancel():
+    base = torch.zeros(1, 3)
+    experts = [torch.tensor([[1.0, -2.0, 3.0]]), torch.tensor([[-1.0, 2.0, 3.0]])]
+    result = merge_state_dicts({"w": base}, [{"w": e} for e in experts], "ties", density=1.0)
+    assert result["w"].tolist() == [[0.0, 0.0, 3.0]]
+
+
+def test_no_sign_of_the_change_opposes_the_elected_one():
+    base, experts = family(5)
+    result = merge_state_dicts(base, experts, "ties", density=1.0)
+    for name in ("encoder.layers.0.feed_forward1.linear1.weight", "decoder.decoder_layers.0.weight"):
+        elected = sum(expert[name] - base[name] for expert in experts).sign()
+        assert bool((((result[name] - base[name]) * elected) >= -1e-7).all())
+
+
+def test_the_scope_of_the_model_is_one_threshold_for_all_tensors():
+    base = {"small.weight": torch.zeros(4, 4), "large.weight": torch.zeros(4, 4)}
+    expert = {"small.weight": torch.full((4, 4), 0.1), "large.weight": torch.full((4, 4), 1.0)}
+    tensor = merge_state_dicts(base, [expert], "ties", density=0.5)
+    model = merge_state_dicts(base, [expert], "ties", density=0.5, scope="model")
+    assert int((tensor["small.weight"] != 0).sum()) == int((tensor["large.weight"] != 0).sum()) == 8
+    assert not model["small.weight"].any()
+    assert model["large.weight"].all()
+
+
+def test_the_scope_of_the_model_equals_one_long_tensor():
+    base, experts = family()
+    names = [
+        name
+        for name, tensor in base.items()
+        if tensor.is_floating_point() and "preprocessor" not in name and "running" not in name
+    ]
+    long = [torch.cat([model[name].reshape(-1) for name in names])[None] for model in (base, *experts)]
+    whole = merge_state_dicts({"w": long[0]}, [{"w": tensor} for tensor in long[1:]], "ties", density=0.3)["w"][0]
+    parts = merge_state_dicts(base, experts, "ties", density=0.3, scope="model")
+    assert torch.equal(torch.cat([parts[name].reshape(-1) for name in names]), whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.sampled_from([0.0, 1e-8, -1e-8, 0.5, -0.5, 1.0, 3.0, 1e30]), min_size=1, max_size=40),
+    density=st.floats(0, 1),
+    rows=st.integers(1, 4),
+)
+def test_selection_takes_exactly_so_many_and_the_lowest_index_among_equals(
+    values,
+    density,
+    rows,
+):
+    delta = torch.tensor(values * rows).view(rows, len(values))
+    blocks = TensorBlocks(torch.zeros_like(delta), [delta], torch.float32)
+    blocks._step = 1  # the smallest blocks there are
+    selection = largest_magnitudes(blocks, density, 1)
+    mask = torch.cat([selection.mask(block, block.deltas)[0].reshape(-1) for block in blocks])
+    magnitudes = delta.reshape(-1).abs()
+    wanted = sorted(range(delta.numel()), key=lambda i: (-float(magnitudes[i]), i))[
+        : int(density * delta.numel() + 1e-9)
+    ]
+    assert mask.nonzero().squeeze(1).tolist() == sorted(wanted)

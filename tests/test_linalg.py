@@ -1,0 +1,111 @@
+"""The spectral kernels against LAPACK and against the literal iteration, to the accuracy that they state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nemo_merge.linalg import POLISH, RANK_TOLERANCE, SCHEDULES, orthogonalise, schedule_steps, thin_svd
+
+SHAPES = [(40, 40), (60, 25), (25, 60), (1, 7), (7, 1), (1, 1)]
+
+
+def with_spectrum(rows: int, columns: int, singular_values: torch.Tensor) -> torch.Tensor:
+    """A random matrix with the given singular values."""
+    k = len(singular_values)
+    u = torch.linalg.qr(torch.randn(rows, k, dtype=torch.float64))[0]
+    v = torch.linalg.qr(torch.randn(columns, k, dtype=torch.float64))[0]
+    return u * singular_values @ v.mT
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_thin_svd_agrees_with_lapack(shape):
+    matrix = torch.randn(shape, dtype=torch.float64)
+    u, s, vt = thin_svd(matrix)
+    assert relative(s, torch.linalg.svdvals(matrix)) < 1e-12
+    assert relative(u * s @ vt, matrix) < 1e-10
+    assert relative(u.mT @ u, torch.eye(len(s), dtype=torch.float64)) < 1e-8
+
+
+def test_thin_svd_of_a_given_rank_is_the_best_approximation():
+    matrix = with_spectrum(50, 30, torch.linspace(5, 0.1, 30, dtype=torch.float64))
+    u, s, vt = thin_svd(matrix, 7)
+    assert u.shape == (50, 7)
+    assert vt.shape == (7, 30)
+    assert s.shape == (30,)
+    error = torch.linalg.matrix_norm(matrix - u * s[:7] @ vt)
+    assert error == pytest.approx(float(s[7:].norm()), rel=1e-9)
+
+
+def test_thin_svd_gives_no_direction_to_noise():
+    matrix = with_spectrum(30, 20, torch.tensor([1.0, 0.5, RANK_TOLERANCE / 10], dtype=torch.float64))
+    u, s, vt = thin_svd(matrix)
+    assert int((s > 0).sum()) == 2
+    assert not u[:, 2:].any()
+    assert not vt[2:].any()
+
+
+def test_thin_svd_of_zero_is_zero():
+    u, s, vt = thin_svd(torch.zeros(4, 3))
+    assert not s.any()
+    assert torch.isfinite(u).all()
+    assert torch.isfinite(vt).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", ["polar", "gram_polar"])
+def test_polar_factor_is_orthonormal_on_its_short_side(shape, method):
+    short = min(shape)
+    matrix = with_spectrum(*shape, torch.linspace(1, 0.02, short, dtype=torch.float64))
+    q = orthogonalise(matrix, method)
+    gram = q.mT @ q if shape[0] >= shape[1] else q @ q.mT
+    assert relative(gram, torch.eye(short, dtype=torch.float64)) < 1e-9
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    assert relative(q, u @ vt) < 1e-10
+
+
+@pytest.mark.parametrize("method", ["polar", "gram_polar"])
+def test_polar_factor_of_dependent_columns_is_a_partial_isometry(method):
+    half = torch.linalg.qr(torch.randn(20, 4, dtype=torch.float64))[0]
+    q = orthogonalise(torch.cat([half, half], dim=1), method)
+    assert relative(q, torch.cat([half, half], dim=1) / 2**0.5) < 1e-9
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("steps", [1, 5, 9])
+def test_newton_schulz_equals_the_literal_iteration(schedule, shape, steps):
+    matrix = torch.randn(shape, dtype=torch.float64)
+    x = matrix if shape[0] <= shape[1] else matrix.mT
+    x = x / (x.norm() + 1e-7)
+    for a, b, c in schedule_steps(schedule, steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    literal = x if shape[0] <= shape[1] else x.mT
+    assert relative(orthogonalise(matrix, "newton_schulz", schedule, steps), literal) < 1e-9
+
+
+def test_newton_schulz_quintic_lands_where_its_coefficients_say():
+    values = torch.logspace(-2.5, 0, 400, dtype=torch.float64)
+    matrix = torch.diag(values)
+    landed = torch.linalg.svdvals(orthogonalise(matrix / matrix.norm(), "newton_schulz", "quintic", 5))
+    normalised = values / values.norm()
+    assert float(landed.max()) <= 1.1451
+    inside = torch.sort(landed).values[normalised > 0.0024]
+    assert float(inside.min()) >= 0.95
+
+
+def test_polish_converges_to_the_polar_factor():
+    matrix = torch.randn(30, 20, dtype=torch.float64)
+    exact = orthogonalise(matrix, "gram_polar")
+    assert relative(orthogonalise(matrix, "newton_schulz", "polar_express", 14), exact) < 1e-9
+    assert schedule_steps("quintic", 7)[-2:] == (POLISH, POLISH)
+
+
+def test_unknown_orthogonalizer():
+    with pytest.raises(ValueError, match="unknown orthogonalizer"):
+        orthogonalise(torch.eye(2), "qr")  # type: ignore[arg-type]
