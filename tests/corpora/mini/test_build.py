@@ -104,7 +104,7 @@ def test_voices():
 
 def test_language_switching_changes_the_reading():
     engine = synthesiser()
-    plain = engine.say("<speak>a equipa fez a queue</speak>", "pt", Voice("f3"), ssml=True)
-    text = '<speak>a equipa fez a <voice xml:lang="en">queue</voice></speak>'
-    switched = engine.say(text, "pt", Voice("f3"), ssml=True)
-    assert abs(len(plain) - len(switched)) > 0.05 * SAMPLE_RATE
+    words = "though enough thorough"
+    plain = engine.say(f"<speak>o {words}</speak>", "pt", Voice("f3"), ssml=True)
+    switched = engine.say(f'<speak>o <voice xml:lang="en">{words}</voice></speak>', "pt", Voice("f3"), ssml=True)
+    assert abs(len(plain) - len(switched)) > 0.05 * len(plain)
