@@ -11,36 +11,19 @@ from typing import Any
 import click
 
 from ..errors import ConfigError, NemoMergeError, did_you_mean
-from .engine import NAMES, Context, Stage, run
+from . import data, models, results
+from .engine import NAMES, Context, Stage, describe, run
 
-
-def _recipe() -> list[Stage]:
-    from . import data, models, results
-
-    return [
-        Stage("download", "synthesise the corpus", data.download, ("seed", "corpus")),
-        Stage("prepare", "write Lhotse and NeMo manifests", data.prepare, ("corpus",), ("download",)),
-        Stage("cuts", "make and check cuts", data.cuts, ("corpus",), ("prepare",)),
-        Stage("train", "train the base and one expert per domain", models.train, ("seed", "model", "train", "domains"), ("cuts",)),
-        Stage("merge", "merge the experts by every method", models.merge, ("merge", "domains"), ("train",)),
-        Stage("decode", "transcribe the test sets with every model", results.decode, ("decode", "domains"), ("cuts", "train", "merge")),
-        Stage("score", "word error rates with confidence intervals", results.score, ("score", "domains"), ("decode",)),
-        Stage("report", "write RESULTS.md and a picture", results.write_report, ("title", "domains"), ("score", "merge")),
-    ]  # fmt: skip
-
-
-# The table of stages for --help; it names what _recipe() builds without importing it.
-_SUMMARIES = """\b
-Stages (numbers and names never change their meaning):
-  0  download   synthesise the corpus
-  1  prepare    write Lhotse and NeMo manifests
-  2  cuts       make and check cuts
-  3  train      train the base and one expert per domain
-  4  merge      merge the experts by every method
-  6  decode     transcribe the test sets with every model
-  7  score      word error rates with confidence intervals
-  8  report     write RESULTS.md and a picture
-5 (extend) and 9 (pack) are not part of this recipe."""
+RECIPE = (
+    Stage("download", "synthesise the corpus", data.download, ("seed", "corpus"), (), data.corpus_files),
+    Stage("prepare", "write Lhotse and NeMo manifests", data.prepare, (), ("download",), data.manifest_files),
+    Stage("cuts", "make and check cuts", data.cuts, (), ("prepare",), data.cut_files),
+    Stage("train", "train the base and one expert per domain", models.train, ("seed", "model", "train", "domains"), ("cuts",), models.model_files),
+    Stage("merge", "merge the experts by every method", models.merge, ("merge", "domains"), ("train",), models.merged_files),
+    Stage("decode", "transcribe the test sets with every model", results.decode, ("decode",), ("cuts", "train", "merge"), results.hypothesis_files),
+    Stage("score", "word error rates with confidence intervals", results.score, ("score", "domains"), ("decode",), results.score_files),
+    Stage("report", "write RESULTS.md and a picture", results.write_report, ("title",), ("merge", "score"), results.report_files),
+)  # fmt: skip
 
 
 @click.command(
@@ -48,7 +31,7 @@ Stages (numbers and names never change their meaning):
         "token_normalize_func": lambda token: token.replace("_", "-"),
         "help_option_names": ["-h", "--help"],
     },
-    epilog=_SUMMARIES,
+    epilog=f"\b\nStages (numbers and names never change their meaning):\n{describe(RECIPE)}\n",
 )
 @click.option("--config", required=True, type=click.Path(path_type=Path), help="Configuration of the recipe.")
 @click.option("--stage", type=int, default=0, show_default=True, help="First stage to run.")
@@ -78,35 +61,32 @@ def command(
 
     KEY=VALUE changes a setting of the configuration, for example train.experts.steps=50.
     """
-    recipe = _recipe()
-    chosen = _choose(recipe, stage, stop_stage, stages, skip_stages)
+    chosen = _choose(stage, stop_stage, stages, skip_stages)
     home = config.resolve().parent.parent
     settings = _settings(config, overrides)
-    context = Context(settings, datadir or home / "data", expdir or home / "exp", nj or len(os.sched_getaffinity(0)))
-    context.datadir, context.expdir = context.datadir.resolve(), context.expdir.resolve()
-    run(chosen, context, force=force, dry_run=dry_run, resume_command=_command())
+    folders = (datadir or home / "data").resolve(), (expdir or home / "exp").resolve()
+    context = Context(settings, *folders, jobs=nj or len(os.sched_getaffinity(0)), force=force)
+    run(chosen, context, dry_run=dry_run, resume_command=_resume_command())
 
 
-def _choose(recipe: list[Stage], first: int, last: int, wanted: str | None, skipped: str) -> list[Stage]:
+def _choose(first: int, last: int, wanted: str | None, skipped: str) -> list[Stage]:
     if not 0 <= first <= last < len(NAMES):
         raise ConfigError(
             f"--stage {first} --stop-stage {last}: stages go from 0 to {len(NAMES) - 1}, first before last"
         )
-    leave_out = _named(recipe, skipped)
-    if wanted is not None:
-        names = _named(recipe, wanted)
-        return [stage for stage in recipe if stage.name in names and stage.name not in leave_out]
-    return [stage for stage in recipe if first <= stage.number <= last and stage.name not in leave_out]
+    leave_out = _named(skipped)
+    chosen = {stage.name for stage in RECIPE if first <= stage.number <= last} if wanted is None else _named(wanted)
+    return [stage for stage in RECIPE if stage.name in chosen - leave_out]
 
 
-def _named(recipe: list[Stage], text: str) -> set[str]:
+def _named(text: str) -> set[str]:
+    """Names of the stages in a list of names and numbers."""
+    known = {stage.name for stage in RECIPE}
     names = set()
     for item in filter(None, (part.strip() for part in text.split(","))):
         name = NAMES[int(item)] if item.isdigit() and int(item) < len(NAMES) else item
-        if name not in [stage.name for stage in recipe]:
-            raise ConfigError(
-                f"this recipe has no stage {item!r}{did_you_mean(item, [stage.name for stage in recipe])}"
-            )
+        if name not in known:
+            raise ConfigError(f"this recipe has no stage {item!r}{did_you_mean(item, known)}")
         names.add(name)
     return names
 
@@ -129,14 +109,26 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
         raise ConfigError(f"{error.filename}: no such file") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{config}: {str(error).splitlines()[0]}") from error
-    return {**plain, "command": _command(full=True)}
+    return {**plain, "command": shlex.join(_typed())}
 
 
-def _command(full: bool = False) -> str:
-    """The command that the user typed, or its form without the selection of stages."""
-    shown = os.environ.get("NEMO_MERGE_RUN", "python -m nemo_merge.stages")
-    arguments = sys.argv[1:] if full or "NEMO_MERGE_RUN" not in os.environ else []
-    return shlex.join([*shlex.split(shown), *arguments])
+def _typed() -> list[str]:
+    """The command as the user typed it; a run.sh passes its own on."""
+    typed = os.environ.get("NEMO_MERGE_COMMAND")
+    return shlex.split(typed) if typed else ["python", "-m", "nemo_merge.stages", *sys.argv[1:]]
+
+
+def _resume_command() -> str:
+    """The command without its choice of stages."""
+    words, kept = iter(_typed()), []
+    for word in words:
+        if word.replace("_", "-") in ("--stage", "--stop-stage", "--stages", "--skip-stages"):
+            next(words, None)
+        elif not word.replace("_", "-").startswith(
+            ("--stage=", "--stop-stage=", "--stages=", "--skip-stages=", "--force")
+        ):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def main() -> None:

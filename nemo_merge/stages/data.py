@@ -14,7 +14,6 @@ from ..corpora.mini import (
     load,
     prepare_cuts,
     prepare_ep_mini,
-    read_utterances,
     synthesise,
 )
 from ..errors import CheckpointError
@@ -71,15 +70,31 @@ def cuts(context: Context) -> None:
         context.say(f"{row}: {values['utterances']} utterances, {60 * values['hours']:.1f} minutes")
 
 
+def corpus_files(context: Context) -> list[Path]:
+    """What stage 0 leaves, the audio apart."""
+    return [context.datadir / "ep_mini" / name / "utterances.jsonl" for name in context.config["corpus"]]
+
+
+def manifest_files(context: Context) -> list[Path]:
+    """What stage 1 leaves."""
+    kinds = ("recordings", "supervisions")
+    names = [f"ep-mini-{name}_{kind}_{split}.jsonl.gz" for name, split in _splits(context) for kind in kinds]
+    return [context.datadir / "manifests" / name for name in names]
+
+
+def cut_files(context: Context) -> list[Path]:
+    """What stage 2 leaves."""
+    return [cuts_path(context, name, split) for name, split in _splits(context)]
+
+
 def cuts_path(context: Context, name: str, split: str) -> Path:
     """Cut manifest of one split of a set."""
     return context.datadir / "cuts" / f"ep-mini-{name}_cuts_{split}.jsonl.gz"
 
 
 def _splits(context: Context) -> Iterator[tuple[str, str]]:
-    for name in context.config["corpus"]:
-        there = {utterance.split for utterance in read_utterances(context.datadir / "ep_mini" / name)}
-        yield from ((name, split) for split in SPLITS if split in there)
+    for name, sizes in context.config["corpus"].items():
+        yield from ((name, split) for split in SPLITS if getattr(Sizes(**sizes), split))
 
 
 def _check_speakers(context: Context) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ NAMES = ("download", "prepare", "cuts", "train", "merge", "extend", "decode", "s
 """Names of the stages; a stage's number is its place here. Neither ever changes its meaning."""
 
 _LOG_TAIL = 25
+_HASH_LIMIT = 256 << 20
 
 
 class StageError(NemoMergeError):
@@ -39,6 +41,7 @@ class Stage:
         run: does it.
         options: top-level keys of the configuration that change its result.
         after: stages whose results it reads.
+        outputs: files that it leaves; if one is gone, it runs again, and if one changed, the stages after it do.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Stage:
     run: Callable[[Context], None]
     options: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    outputs: Callable[[Context], Sequence[Path]] = lambda context: ()
 
     @property
     def number(self) -> int:
@@ -67,14 +71,15 @@ class Context:
         datadir: corpora and manifests.
         expdir: models, hypotheses, results.
         jobs: processes to run side by side.
+        force: do everything again.
     """
 
     config: Mapping[str, Any]
     datadir: Path
     expdir: Path
     jobs: int = 1
+    force: bool = False
     _console: Callable[[str], None] = field(default=print, repr=False)
-    _fingerprint: str = ""
 
     def say(self, message: str) -> None:
         """Shows a line to the user and writes it to the stage's log."""
@@ -82,30 +87,30 @@ class Context:
         self._console(line)
         print(line, flush=True)
 
-    def is_fresh(self, part: str, outputs: Sequence[Path], **options: Any) -> bool:
-        """Whether a part of the current stage was finished before with these options (and the same inputs)."""
-        return _read(self._part(part)).get("fingerprint") == self._digest(options) and all(p.exists() for p in outputs)
+    def result(self, stage: str) -> str:
+        """Fingerprint of the result of a stage."""
+        marker = _read(_marker(self, stage))
+        return digest([marker.get("options"), marker.get("outputs")])
 
-    def mark_fresh(self, part: str, **options: Any) -> None:
-        """Notes that a part of the current stage is finished."""
-        _write(self._part(part), {"fingerprint": self._digest(options)})
+    def is_fresh(self, part: str, outputs: Sequence[Path], **depends_on: Any) -> bool:
+        """Whether a part of a stage was finished before with the same options and inputs."""
+        known = _read(self._part(part)).get("fingerprint") == digest(depends_on)
+        return known and not self.force and all(path.exists() for path in outputs)
 
-    def _digest(self, options: Mapping[str, Any]) -> str:
-        return digest({"stage": self._fingerprint, **options})
+    def mark_fresh(self, part: str, **depends_on: Any) -> None:
+        """Notes that a part of a stage is finished."""
+        _write(self._part(part), {"fingerprint": digest(depends_on)})
 
     def _part(self, part: str) -> Path:
         return self.expdir / ".done" / "parts" / f"{part}.json"
 
 
-def run(
-    stages: Sequence[Stage], context: Context, *, force: bool = False, dry_run: bool = False, resume_command: str = ""
-) -> None:
+def run(stages: Sequence[Stage], context: Context, *, dry_run: bool = False, resume_command: str = "") -> None:
     """Runs the given stages, which must be in order.
 
     Args:
         stages: what to run; every stage named in ``after`` must be among them or finished.
         context: configuration and folders.
-        force: run them even if they are done.
         dry_run: only say what would be done.
         resume_command: command to show after a failure, without the stage.
 
@@ -114,17 +119,18 @@ def run(
         StageError: a stage failed.
     """
     _preflight(stages, context)
+    again: set[str] = set()
     for stage in stages:
-        marker = _read(_marker(context, stage))
-        fingerprint = _fingerprint(stage, context)
-        reason = "forced" if force else _reason(stage, marker, fingerprint, context)
+        reason = "forced" if context.force else _reason(stage, context)
+        if dry_run and reason is None and again & set(stage.after):
+            reason = f"after {', '.join(name for name in stage.after if name in again)}"
         if reason is None:
             _console_line(context, f"SKIP  {stage.label}: done before, nothing changed")
-            continue
-        if dry_run:
+        elif dry_run:
+            again.add(stage.name)
             _console_line(context, f"WOULD RUN {stage.label}: {stage.summary} ({reason})")
-            continue
-        _run_one(stage, context, fingerprint, reason, resume_command)
+        else:
+            _run_one(stage, context, reason, resume_command)
 
 
 def describe(stages: Sequence[Stage]) -> str:
@@ -134,7 +140,7 @@ def describe(stages: Sequence[Stage]) -> str:
 
 def seconds_of(context: Context) -> dict[str, float]:
     """Wall-clock seconds that each finished stage took."""
-    found = {name: _read(context.expdir / ".done" / f"{number:02d}_{name}.json") for number, name in enumerate(NAMES)}
+    found = {name: _read(_marker(context, name)) for name in NAMES}
     return {name: marker["seconds"] for name, marker in found.items() if "seconds" in marker}
 
 
@@ -143,9 +149,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _run_one(stage: Stage, context: Context, fingerprint: str, reason: str, resume_command: str) -> None:
-    _marker(context, stage).unlink(missing_ok=True)
-    context._fingerprint = fingerprint
+def _run_one(stage: Stage, context: Context, reason: str, resume_command: str) -> None:
+    marker = {"version": __version__, "options": _options(stage, context), "inputs": _inputs(stage, context)}
+    _marker(context, stage.name).unlink(missing_ok=True)
     log = context.expdir / "logs" / f"{stage.number:02d}_{stage.name}.log"
     _console_line(context, f"START {stage.label}: {stage.summary} ({reason})")
     started = time.monotonic()
@@ -157,18 +163,10 @@ def _run_one(stage: Stage, context: Context, fingerprint: str, reason: str, resu
     except Exception as error:
         tail = "".join(f"  | {line}" for line in log.read_text(errors="replace").splitlines(keepends=True)[-_LOG_TAIL:])
         raise StageError(f"{stage.label} failed; the end of {log}:\n{tail}{_resume(stage, resume_command)}") from error
-    seconds = time.monotonic() - started
-    _write(
-        _marker(context, stage),
-        {
-            "fingerprint": fingerprint,
-            "options": _options(stage, context),
-            "inputs": _inputs(stage, context),
-            "version": __version__,
-            "seconds": round(seconds, 1),
-        },
-    )
-    _console_line(context, f"DONE  {stage.label} in {seconds:.1f} s")
+    seconds = round(time.monotonic() - started, 1)
+    outputs = {str(path): identity(path) for path in stage.outputs(context)}
+    _write(_marker(context, stage.name), {**marker, "outputs": outputs, "seconds": seconds})
+    _console_line(context, f"DONE  {stage.label} in {seconds} s")
 
 
 def _resume(stage: Stage, command: str) -> str:
@@ -179,8 +177,8 @@ def _preflight(stages: Sequence[Stage], context: Context) -> None:
     planned: set[str] = set()
     for stage in stages:
         for needed in stage.after:
-            number = NAMES.index(needed)
-            if needed not in planned and not (context.expdir / ".done" / f"{number:02d}_{needed}.json").is_file():
+            if needed not in planned and not _marker(context, needed).is_file():
+                number = NAMES.index(needed)
                 raise ConfigError(
                     f"{stage.label} needs the result of stage {number} ({needed}), which has not run in {context.expdir}; "
                     f"start with --stage {number}"
@@ -188,19 +186,19 @@ def _preflight(stages: Sequence[Stage], context: Context) -> None:
         planned.add(stage.name)
 
 
-def _reason(stage: Stage, marker: Mapping[str, Any], fingerprint: str, context: Context) -> str | None:
+def _reason(stage: Stage, context: Context) -> str | None:
     """Why a stage has to run, or None if it need not."""
+    marker = _read(_marker(context, stage.name))
     if not marker:
         return "not done yet"
-    if marker.get("fingerprint") == fingerprint:
-        return None
     if marker.get("version") != __version__:
         return f"made by version {marker.get('version')}"
-    before, now = marker.get("options", {}), _options(stage, context)
-    changed = sorted(_changes(before, now))
-    if changed:
+    if changed := sorted(_changes(marker.get("options"), _options(stage, context))):
         return f"changed: {', '.join(changed[:5])}"
-    return f"{', '.join(stage.after)} ran again"
+    if marker.get("inputs") != _inputs(stage, context):
+        return f"another result of {', '.join(stage.after)}"
+    gone = [path for path in stage.outputs(context) if not path.exists()]
+    return f"{gone[0].name} is gone" if gone else None
 
 
 def _changes(before: Any, now: Any, place: str = "") -> Iterator[str]:
@@ -212,25 +210,33 @@ def _changes(before: Any, now: Any, place: str = "") -> Iterator[str]:
         yield place
 
 
-def _fingerprint(stage: Stage, context: Context) -> str:
-    return digest([__version__, _options(stage, context), _inputs(stage, context)])
-
-
 def _options(stage: Stage, context: Context) -> dict[str, Any]:
     options = {key: context.config.get(key) for key in stage.options}
     return json.loads(json.dumps(options, default=str))
 
 
-def _inputs(stage: Stage, context: Context) -> dict[str, str | None]:
-    """Fingerprints of the stages whose results this one reads."""
-    return {
-        name: _read(context.expdir / ".done" / f"{NAMES.index(name):02d}_{name}.json").get("fingerprint")
-        for name in stage.after
-    }
+def _inputs(stage: Stage, context: Context) -> dict[str, str]:
+    return {name: context.result(name) for name in stage.after}
 
 
-def _marker(context: Context, stage: Stage) -> Path:
-    return context.expdir / ".done" / f"{stage.number:02d}_{stage.name}.json"
+def identity(path: str | Path) -> str:
+    """What tells whether a file changed: its content, or its size and time if it is large.
+
+    A gzipped file is looked at inside, because gzip writes the time of day into its header.
+    """
+    status = Path(path).stat()
+    if status.st_size > _HASH_LIMIT:
+        return f"{status.st_size} bytes at {status.st_mtime_ns}"
+    opener = gzip.open if str(path).endswith(".gz") else open
+    content = hashlib.sha256()
+    with opener(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            content.update(chunk)
+    return content.hexdigest()[:16]
+
+
+def _marker(context: Context, name: str) -> Path:
+    return context.expdir / ".done" / f"{NAMES.index(name):02d}_{name}.json"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -262,14 +268,17 @@ def _captured(log: Path, context: Context) -> Iterator[None]:
     console_before = context._console
     terminal = os.fdopen(os.dup(saved[0]), "w", buffering=1)
     context._console = lambda line: print(line, file=terminal, flush=True)
-    with open(log, "w", encoding="utf-8") as file:
+    with open(log, "w", buffering=1, encoding="utf-8") as file:
+        # Both levels: what libraries and child processes write, and what Python prints where sys.stdout was replaced.
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            yield
-        except BaseException:
-            traceback.print_exc()
-            raise
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                try:
+                    yield
+                except BaseException:
+                    traceback.print_exc()
+                    raise
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

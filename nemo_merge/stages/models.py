@@ -9,38 +9,36 @@ from typing import Any
 
 from ..training.ctc import TrainingJob
 from .data import cuts_path
-from .engine import Context
+from .engine import Context, identity
 from .workers import run_jobs
 
 
 def train(context: Context) -> None:
     """Stage 3: the base on the general set, then one expert per domain from it."""
     config = context.config
-    base = config["train"]["base"]
     path = model_path(context, "base")
-    if context.is_fresh("base", [path], settings=base):
+    base = _job(context, "base", config["train"]["base"], model=config["model"])
+    if context.is_fresh("base", [path], **_depends_on(base)):
         context.say("base: trained before")
     else:
-        job = _job(context, "base", base, model=config["model"])
-        for _ in run_jobs({"base": job}, context.expdir / "jobs", 1, context.say):
-            context.mark_fresh("base", settings=base)
-    jobs = {}
+        for name in run_jobs({"base": base}, context.expdir / "jobs", 1, context.say):
+            context.mark_fresh(name, **_depends_on(base))
+    experts = {}
     for domain in config["domains"]:
-        settings = {**config["train"]["experts"], "data": [domain]}
-        if context.is_fresh(domain, [model_path(context, domain)], settings=settings, base=base):
+        job = _job(context, domain, {**config["train"]["experts"], "data": [domain]}, init_from=path)
+        if context.is_fresh(domain, [model_path(context, domain)], **_depends_on(job)):
             context.say(f"{domain}: trained before")
         else:
-            jobs[domain] = (_job(context, domain, settings, init_from=path), settings)
-    for domain in run_jobs(
-        {name: job for name, (job, _) in jobs.items()}, context.expdir / "jobs", context.jobs, context.say
-    ):
-        context.mark_fresh(domain, settings=jobs[domain][1], base=base)
+            experts[domain] = job
+    for domain in run_jobs(experts, context.expdir / "jobs", context.jobs, context.say):
+        context.mark_fresh(domain, **_depends_on(experts[domain]))
 
 
 def merge(context: Context) -> None:
     """Stage 4: one merged model per entry of ``merge.methods``."""
     from .. import merge as merge_checkpoints
 
+    (context.expdir / "merged").mkdir(parents=True, exist_ok=True)
     seconds = {}
     for name, settings in context.config["merge"]["methods"].items():
         parameters = dict(settings or {})
@@ -60,18 +58,24 @@ def merge(context: Context) -> None:
     (context.expdir / "merged" / "cpu_seconds.json").write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf-8")
 
 
+def model_files(context: Context) -> list[Path]:
+    """What stage 3 leaves."""
+    return [model_path(context, name) for name in ("base", *context.config["domains"])]
+
+
+def merged_files(context: Context) -> list[Path]:
+    """What stage 4 leaves."""
+    return [merged_path(context, name) for name in context.config["merge"]["methods"]]
+
+
 def model_path(context: Context, name: str) -> Path:
     """A trained model: ``base`` or the name of a domain."""
-    folder = context.expdir / "models"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}.nemo"
+    return context.expdir / "models" / f"{name}.nemo"
 
 
 def merged_path(context: Context, name: str) -> Path:
     """The model merged by one entry of ``merge.methods``."""
-    folder = context.expdir / "merged"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}.nemo"
+    return context.expdir / "merged" / f"{name}.nemo"
 
 
 def _job(context: Context, name: str, settings: dict[str, Any], **arguments: Any) -> TrainingJob:
@@ -84,3 +88,9 @@ def _job(context: Context, name: str, settings: dict[str, Any], **arguments: Any
         **values,
         **arguments,
     )
+
+
+def _depends_on(job: TrainingJob) -> dict[str, Any]:
+    """The job, and what the files that it reads hold."""
+    files = [*job.cuts, *([job.init_from] if job.init_from else [])]
+    return {"job": job, "files": [identity(path) for path in files]}

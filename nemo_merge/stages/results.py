@@ -14,7 +14,7 @@ from ..scoring import bootstrap_interval
 from ..scoring.error_rates import sum_counts, word_errors
 from ..training.decode import DecodingJob, read_hypotheses
 from .data import cuts_path
-from .engine import Context, seconds_of
+from .engine import Context, identity, seconds_of
 from .models import merged_path, model_path
 from .workers import run_jobs
 
@@ -23,10 +23,12 @@ def decode(context: Context) -> None:
     """Stage 6: every model transcribes every test set."""
     config = context.config
     sets = {name: cuts_path(context, name, "test") for name in config["decode"]["sets"]}
+    depends_on = {"sets": {name: identity(path) for name, path in sets.items()}}
     waiting = {}
     for name, path in _models(context).items():
         folder = context.expdir / "decode" / name
-        if context.is_fresh(f"decode-{name}", [folder / f"{item}.jsonl" for item in sets], model=_identity(path)):
+        files = [folder / f"{item}.jsonl" for item in sets]
+        if context.is_fresh(f"decode-{name}", files, model=identity(path), **depends_on):
             context.say(f"{name}: decoded before")
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -38,7 +40,7 @@ def decode(context: Context) -> None:
         jobs[f"decode-{index}"] = DecodingJob(share, sets, context.expdir / "decode", config["decode"]["batch_size"])
     for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say):
         for name in jobs[job].models:
-            context.mark_fresh(f"decode-{name}", model=_identity(waiting[name]))
+            context.mark_fresh(f"decode-{name}", model=identity(waiting[name]), **depends_on)
 
 
 def score(context: Context) -> None:
@@ -97,6 +99,17 @@ def _models(context: Context) -> dict[str, Path]:
     return {**trained, **{name: merged_path(context, name) for name in context.config["merge"]["methods"]}}
 
 
-def _identity(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+def hypothesis_files(context: Context) -> list[Path]:
+    """What stage 6 leaves."""
+    sets = context.config["decode"]["sets"]
+    return [context.expdir / "decode" / model / f"{name}.jsonl" for model in _models(context) for name in sets]
+
+
+def score_files(context: Context) -> list[Path]:
+    """What stage 7 leaves."""
+    return [context.expdir / "scores.json"]
+
+
+def report_files(context: Context) -> list[Path]:
+    """What stage 8 leaves."""
+    return [context.expdir / "RESULTS.md", context.expdir / "wer.png"]

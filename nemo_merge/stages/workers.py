@@ -55,7 +55,7 @@ def _run(name: str, file: Path, processes: int, say: Callable[[str], None]) -> N
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(REPORT_PREFIX):
-                say(f"{name}: {line.removeprefix(REPORT_PREFIX).strip()}")
+                say(line.removeprefix(REPORT_PREFIX).strip())
             else:
                 print(line, end="")
     if process.returncode:

@@ -90,7 +90,7 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
-        callbacks=[_reporter(job.steps, report)] if report else [],
+        callbacks=[_reporter(Path(job.output).stem, job.steps, report)] if report else [],
     )
     optimiser = OmegaConf.create(_optimiser_config(job))
     if job.init_from is not None:
@@ -149,7 +149,7 @@ def _save(model: Any, output: Path) -> None:
     os.replace(partial, output)
 
 
-def _reporter(steps: int, report: Report) -> Any:
+def _reporter(name: str, steps: int, report: Report) -> Any:
     import lightning.pytorch as lightning
 
     class Reporter(lightning.Callback):
@@ -164,6 +164,6 @@ def _reporter(steps: int, report: Report) -> Any:
             step = trainer.global_step
             if step % max(1, steps // 8) == 0:
                 left = (time.monotonic() - self.started) / step * (steps - step)
-                report(f"step {step} of {steps}, loss {float(outputs['loss']):.3f}, {left:.0f} s left")
+                report(f"{name}: step {step} of {steps}, loss {float(outputs['loss']):.3f}, {left:.0f} s left")
 
     return Reporter()

@@ -33,7 +33,7 @@ class DecodingJob(Job):
     def run(self, report: Report) -> None:
         for name, path in self.models.items():
             transcribe(path, self.sets, Path(self.output) / name, self.batch_size)
-            report(f"{name} decoded")
+            report(f"{name}: decoded")
 
 
 @dataclass(frozen=True)

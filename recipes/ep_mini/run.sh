@@ -12,5 +12,6 @@ if [[ -z "${PYTHON:-}" && -x "$root/.venv/bin/python" ]]; then
   python="$root/.venv/bin/python"
 fi
 
-export NEMO_MERGE_RUN="${NEMO_MERGE_RUN:-$0}"  # how messages call this command
+printf -v NEMO_MERGE_COMMAND '%q ' "$0" "$@"  # what messages and RESULTS.md call this command
+export NEMO_MERGE_COMMAND
 exec "$python" -m nemo_merge.stages --config "$here/conf/ep_mini.yaml" "$@"
