@@ -150,7 +150,8 @@ class TorchZip:
                     self.content = self._unpickle(archive)
             except zipfile.BadZipFile as error:
                 raise CheckpointError(
-                    f"{self.name}: not a file of torch.save, or cut short ({error}); fetch it again, or save it anew with PyTorch 1.6 or later"
+                    f"{self.name}: not a file of torch.save, or cut short ({error}); "
+                    "fetch it again, or save it anew with PyTorch 1.6 or later"
                 ) from error
         self._bytes = torch.from_file(str(path), shared=False, size=length, dtype=torch.uint8)
 

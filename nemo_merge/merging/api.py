@@ -70,7 +70,7 @@ def merge(
     """Merges experts into one checkpoint of the base's format.
 
     Example:
-        >>> report = merge("base.nemo", ["a.nemo", "b.nemo"], "boosted_tsvm", beta=0.3, output="merged.nemo")  # doctest: +SKIP
+        >>> merge("base.nemo", ["a.nemo", "b.nemo"], "ties", density=0.3, output="merged.nemo")  # doctest: +SKIP
 
     Args:
         base: the model that the experts were fine-tuned from; None for methods that need none.
@@ -129,7 +129,10 @@ def merge_state_dicts(
     """Merges state dicts in memory; the inputs are not changed.
 
     Example:
-        >>> merged = merge_state_dicts(base.state_dict(), [a.state_dict(), b.state_dict()], "ties", density=0.3)  # doctest: +SKIP
+        >>> import torch
+        >>> base, expert = {"w": torch.zeros(2, 2)}, {"w": torch.ones(2, 2)}
+        >>> merge_state_dicts(base, [expert, base], "task_arithmetic")["w"].tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
 
     Args:
         base: state dict of the model that the experts were fine-tuned from; None for methods that need none.
@@ -194,7 +197,8 @@ def _check_output_is_no_input(output: Path, inputs: Sequence[Checkpoint | None])
 
 def _rounding_warnings(execution: Execution) -> list[str]:
     return [
-        f"rounding to {str(dtype).removeprefix('torch.')} loses {rounding.share:.0%} of what the merge changes; pass dtype=float32 to keep it"
+        f"rounding to {str(dtype).removeprefix('torch.')} loses {rounding.share:.0%} of what the merge changes; "
+        "pass dtype=float32 to keep it"
         for dtype, rounding in execution.rounding.items()
         if rounding.share > ROUNDING_WARNING
     ]

@@ -40,24 +40,26 @@ def _compare_models(template: Checkpoint, other: Checkpoint, problems: list[str]
     mine, theirs = template.metadata, other.metadata
     if mine.model_class and theirs.model_class and mine.model_class != theirs.model_class:
         problems.append(
-            f"{other.path}: is a {theirs.model_class}, but {template.path} is a {mine.model_class}; only models of one class merge"
+            f"{other.path}: is a {theirs.model_class}, but {template.path} is a {mine.model_class}; "
+            "only models of one class merge"
         )
     shared = mine.tokenizers.keys() & theirs.tokenizers.keys()
     different = sorted(place for place in shared if mine.tokenizers[place] != theirs.tokenizers[place])
     if different:
         problems.append(
-            f"{other.path}: its tokenizer differs from that of {template.path} ({', '.join(different)}), so the same row of the "
-            "output layer stands for another token; train the expert with the base's tokenizer"
+            f"{other.path}: its tokenizer differs from that of {template.path} ({', '.join(different)}), so the same "
+            "row of the output layer stands for another token; train the expert with the base's tokenizer"
         )
-    elif bool(mine.tokenizers) != bool(theirs.tokenizers) or mine.tokenizers.keys() != theirs.tokenizers.keys():
+    elif mine.tokenizers.keys() != theirs.tokenizers.keys():
         warnings.append(
-            f"{other.path}: its tokenizer cannot be compared with that of {template.path}, because one of them lacks files"
+            f"{other.path}: its tokenizer cannot be compared with that of {template.path}: one of them lacks files"
         )
     for place in _ARCHITECTURE:
         a, b = _lookup(mine.config, place), _lookup(theirs.config, place)
         if a is not _ABSENT and b is not _ABSENT and a != b:
             problems.append(
-                f"{other.path}: its configuration has {place}={b!r}, but {template.path} has {a!r}; the same weights would compute something else"
+                f"{other.path}: its configuration has {place}={b!r}, but {template.path} has {a!r}; "
+                "the same weights would compute something else"
             )
 
 
@@ -72,12 +74,10 @@ def _compare_names(template: Checkpoint, other: Checkpoint, problems: list[str],
             if twin is None:
                 extra.append(name)
             else:
-                warnings.append(
-                    f"{other.path}: tensor {name!r} is a second copy of {twin!r} and is left out, as in {template.path}"
-                )
+                warnings.append(f"{other.path}: tensor {name!r} is a second copy of {twin!r} and is left out")
     if extra:
         problems.append(
-            f"{other.path}: {_tensors(extra)} not in {template.path}; leaving them out silently would lose what they hold"
+            f"{other.path}: {_tensors(extra)} not in {template.path}; leaving them out would lose what they hold"
         )
     for alias, owner in template.ties.items():
         both = alias in other.specs and owner in other.specs

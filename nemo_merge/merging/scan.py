@@ -44,7 +44,8 @@ def scan_tensor(name: str, template: Checkpoint, experts: Sequence[Checkpoint]) 
     for index, holder in enumerate(same):
         if bad[index]:
             scan.problems.append(
-                f"{holder.path}: tensor {name!r} holds {bad[index]} values that are NaN or infinite; this model is broken"
+                f"{holder.path}: tensor {name!r} holds {bad[index]} values that are NaN or infinite; "
+                "this model is broken"
             )
         elif negative[index]:
             scan.problems.append(f"{holder.path}: tensor {name!r} holds negative variances; this model is broken")

@@ -5,22 +5,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from ._method import (
-    Block,
-    Blocks,
-    Method,
-    Parameter,
-    SpectralMethod,
-    TaskVectorMethod,
-    TaskVectors,
-    WeightMethod,
-    get,
-    method_class,
-    names,
-    parameter,
-    parameters,
-    register,
-)
+from ._blocks import Block, Blocks, TaskVectors
+from ._method import Method, SpectralMethod, TaskVectorMethod, WeightMethod
+from ._parameters import Parameter, parameter, parameters
+from ._registry import get, method_class, names, register
 
 __all__ = [
     "Block",

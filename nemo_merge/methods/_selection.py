@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._method import Block, Blocks
+from ._blocks import Block, Blocks
 
 _EVERYTHING = torch.iinfo(torch.int64).max
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._method import parameter, register
+from ._parameters import parameter
+from ._registry import register
 from .tsvm import Tsvm
 
 

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError
-from ._method import WeightMethod, register
+from ._method import WeightMethod
+from ._registry import register
 
 
 @register

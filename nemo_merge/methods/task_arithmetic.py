@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._method import TaskVectorMethod, register
+from ._method import TaskVectorMethod
+from ._registry import register
 
 
 @register

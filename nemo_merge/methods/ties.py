@@ -9,7 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ._method import Block, Blocks, Method, parameter, register
+from ._blocks import Block, Blocks
+from ._method import Method
+from ._parameters import parameter
+from ._registry import register
 from ._selection import Selection, largest_magnitudes
 
 

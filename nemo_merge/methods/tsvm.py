@@ -10,7 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..linalg import Orthogonalizer, orthogonalise, thin_svd
-from ._method import SpectralMethod, TaskVectors, parameter, register
+from ._blocks import TaskVectors
+from ._method import SpectralMethod
+from ._parameters import parameter
+from ._registry import register
 
 
 @register
@@ -25,8 +28,8 @@ class Tsvm(SpectralMethod):
     2. ``U = orth([U_1 .. U_T])``, ``V' = orth([V_1'; ..; V_T'])``, singular values side by side;
     3. ``delta = U diag(s) V'``.
 
-    Other tensors take the mean task vector. On square matrices a rank fraction of 1 gives exactly the mean, so ``scale``
-    has to be tuned together with it.
+    Other tensors take the mean task vector. On square matrices a rank fraction of 1 gives exactly the mean, so
+    ``scale`` has to be tuned together with it.
 
     Differences: the reference makes the bases orthogonal by a second SVD, which brings arbitrary directions in at full
     strength when experts are alike (four equal experts end 173 % away from their common truncation); all three

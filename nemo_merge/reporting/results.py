@@ -83,10 +83,11 @@ def write_results(
         "## Word error rate, %",
         _main_table(scores, domains, others, merges, merge_seconds),
         (
-            "Intervals are 95 % bootstrap intervals over utterances. *Mean* is the unweighted mean over the domains that have "
-            f"an expert; *against {baseline}* is the difference of that mean, with the same utterances drawn for both. "
-            "*Elsewhere* is the mean over sets that no expert was trained on: "
-            f"{', '.join(others.values())}. All methods run with the parameters shown; nothing was tuned on these sets."
+            "Intervals are 95 % bootstrap intervals over utterances. *Mean* is the unweighted mean over the domains "
+            f"that have an expert; *against {baseline}* is the difference of that mean, with the same utterances drawn "
+            "for both. *Elsewhere* is the mean over sets that no expert was trained on: "
+            f"{', '.join(others.values())}. Methods run with their defaults where no parameter is shown; nothing was "
+            "tuned on these sets."
         ),
         f"![Word error rate by domain and method]({picture.name})",
         "## Every model on every set",

@@ -15,15 +15,68 @@ from . import data, models, results
 from .engine import NAMES, Context, Stage, describe, run
 
 RECIPE = (
-    Stage("download", "synthesise the corpus", data.download, ("seed", "corpus"), (), data.corpus_files),
-    Stage("prepare", "write Lhotse and NeMo manifests", data.prepare, (), ("download",), data.manifest_files),
-    Stage("cuts", "make and check cuts", data.cuts, (), ("prepare",), data.cut_files),
-    Stage("train", "train the base and one expert per domain", models.train, ("seed", "model", "train", "domains"), ("cuts",), models.model_files),
-    Stage("merge", "merge the experts by every method", models.merge, ("merge", "domains"), ("train",), models.merged_files),
-    Stage("decode", "transcribe the test sets with every model", results.decode, ("decode",), ("cuts", "train", "merge"), results.hypothesis_files),
-    Stage("score", "word error rates with confidence intervals", results.score, ("score", "domains"), ("decode",), results.score_files),
-    Stage("report", "write RESULTS.md and a picture", results.write_report, ("title",), ("merge", "score"), results.report_files),
-)  # fmt: skip
+    Stage(
+        "download",
+        "synthesise the corpus",
+        data.download,
+        options=("seed", "corpus"),
+        outputs=data.corpus_files,
+    ),
+    Stage(
+        "prepare",
+        "write Lhotse and NeMo manifests",
+        data.prepare,
+        after=("download",),
+        outputs=data.manifest_files,
+    ),
+    Stage(
+        "cuts",
+        "make and check cuts",
+        data.cuts,
+        after=("prepare",),
+        outputs=data.cut_files,
+    ),
+    Stage(
+        "train",
+        "train the base and one expert per domain",
+        models.train,
+        options=("seed", "model", "train", "domains"),
+        after=("cuts",),
+        outputs=models.model_files,
+    ),
+    Stage(
+        "merge",
+        "merge the experts by every method",
+        models.merge,
+        options=("merge", "domains"),
+        after=("train",),
+        outputs=models.merged_files,
+    ),
+    Stage(
+        "decode",
+        "transcribe the test sets with every model",
+        results.decode,
+        options=("decode",),
+        after=("cuts", "train", "merge"),
+        outputs=results.hypothesis_files,
+    ),
+    Stage(
+        "score",
+        "word error rates with confidence intervals",
+        results.score,
+        options=("score", "domains"),
+        after=("decode",),
+        outputs=results.score_files,
+    ),
+    Stage(
+        "report",
+        "write RESULTS.md and a picture",
+        results.write_report,
+        options=("title",),
+        after=("merge", "score"),
+        outputs=results.report_files,
+    ),
+)
 
 
 @click.command(

@@ -180,8 +180,8 @@ def _preflight(stages: Sequence[Stage], context: Context) -> None:
             if needed not in planned and not _marker(context, needed).is_file():
                 number = NAMES.index(needed)
                 raise ConfigError(
-                    f"{stage.label} needs the result of stage {number} ({needed}), which has not run in {context.expdir}; "
-                    f"start with --stage {number}"
+                    f"{stage.label} needs the result of stage {number} ({needed}), "
+                    f"which has not run in {context.expdir}; start with --stage {number}"
                 )
         planned.add(stage.name)
 

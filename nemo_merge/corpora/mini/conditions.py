@@ -84,7 +84,7 @@ def reverberate(x: Samples, t60: float, rng: np.random.Generator) -> Samples:
 
 
 def coloured_noise(length: int, colour: str, rng: np.random.Generator) -> Samples:
-    """Noise of unit variance whose amplitude spectrum falls as frequency to the power -0 (white), -1/2 or -1 (brown)."""
+    """Noise of unit variance: amplitude falls with frequency to the power 0 (white), 1/2 (pink) or 1 (brown)."""
     padded = fft.next_fast_len(length, real=True)
     bins = padded // 2 + 1
     spectrum = rng.standard_normal(bins) + 1j * rng.standard_normal(bins)

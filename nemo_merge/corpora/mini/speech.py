@@ -1,4 +1,4 @@
-"""Speech synthesis by espeak-ng through the ``espeakng-loader`` wheel (library and voices inside, no system package)."""
+"""Speech synthesis by espeak-ng through the ``espeakng-loader`` wheel, which holds library and voices."""
 
 from __future__ import annotations
 

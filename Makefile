@@ -1,0 +1,40 @@
+# make demo    the main job on the embedded corpus, from nothing to a table of results
+# make test    everything that continuous integration checks
+# make quick   what to run before every commit (a few minutes)
+# make docs    the documentation, in site/
+# Each makes .venv when it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test quick lint docs clean
+
+demo: $(READY)
+	recipes/ep_mini/run.sh
+	@echo "Results: recipes/ep_mini/exp/RESULTS.md and recipes/ep_mini/exp/wer.png"
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+quick: lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf site build *.egg-info recipes/*/data recipes/*/exp
+
+# torch comes first: a later requirement without a version would bring another build of it.
+$(READY): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	touch $@

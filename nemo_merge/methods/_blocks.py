@@ -1,0 +1,66 @@
+"""What a method sees of base and experts: rows of a tensor, or task vectors one after the other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of one tensor, from the base and from every expert: what a method sees at a time.
+
+    Attributes:
+        base: rows of the base model.
+        experts: the same rows of every expert.
+        start: index of the first element in the flattened tensor (in the whole model for methods of model scope).
+    """
+
+    base: Float[Tensor, "*shape"]
+    experts: Float[Tensor, "experts *shape"]
+    start: int
+
+    @property
+    def deltas(self) -> Float[Tensor, "experts *shape"]:
+        """Task vectors: expert minus base."""
+        return self.experts - self.base
+
+
+class Blocks(ABC):
+    """All rows of a tensor, or of a model, as blocks; may be gone through as often as needed."""
+
+    numel: int
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Block]: ...
+
+
+class TaskVectors(Sequence[Tensor]):
+    """The weighted task vectors of one tensor as matrices, each computed in float64 when it is asked for.
+
+    A method that needs one after the other has one in memory at a time, however many experts there are.
+    """
+
+    def __init__(self, base: Tensor, experts: Sequence[Tensor], weights: Float[Tensor, " experts"]) -> None:
+        self._base, self._experts, self._weights = base, experts, weights
+        self.shape = (base.shape[0], base[0].numel())
+        """Rows and columns: whatever follows the first dimension counts as columns."""
+
+    def __len__(self) -> int:
+        return len(self._experts)
+
+    @overload
+    def __getitem__(self, index: int) -> Float[Tensor, "rows columns"]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Float[Tensor, "rows columns"]]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        delta = self._experts[index].to(self._base.device, torch.float64, copy=True).sub_(self._base)
+        return delta.mul_(float(self._weights[index])).view(self.shape)
