@@ -90,7 +90,8 @@ class PendingFile:
             self.fd = self._open()
         try:
             with explained(output):
-                os.posix_fallocate(self.fd, 0, max(layout.size, 1))  # a full disk is found now, not at the end
+                if hasattr(os, "posix_fallocate"):  # a full disk is found now, not at the end
+                    os.posix_fallocate(self.fd, 0, max(layout.size, 1))
                 os.ftruncate(self.fd, layout.size)
                 for offset, constant in layout.constants.items():
                     self.put(offset, constant)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
 from ._pending import Layout, PendingFolder, Slot, check_output
+from ._yaml import dump, load
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROVENANCE_FILE = "merge.yaml"
@@ -23,7 +23,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "added_tokens.json",
 )  # fmt: skip
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".index.json")
-_MAX_JSON = 256 << 20
+_MAX_TEXT = 64 << 20
 
 # Type names of the safetensors format.
 _DTYPES = {
@@ -142,29 +142,28 @@ class HuggingFaceCheckpoint(Checkpoint):
             for name in _TOKENIZER_FILES
             if (self.path / name).is_file()
         }
-        provenance = None
         record = self.path / PROVENANCE_FILE
-        if record.is_file() and record.stat().st_size < _MAX_JSON:
-            try:
-                provenance = yaml.safe_load(record.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise CheckpointError(f"{record}: not valid YAML ({error})") from error
-        return Metadata(
-            "huggingface", model_class, config, tokenizers, provenance if isinstance(provenance, dict) else None
-        )
+        provenance = load(self._text(record), record) if record.is_file() else None
+        return Metadata("huggingface", model_class, config, tokenizers, provenance)
 
     def _json(self, path: Path) -> dict[str, Any]:
         try:
-            if path.stat().st_size > _MAX_JSON:
-                raise CheckpointError(f"{path}: too large to be a configuration")
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(self._text(path))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
         if not isinstance(content, dict):
             raise CheckpointError(f"{path}: not a JSON object")
         return content
+
+    def _text(self, path: Path) -> str:
+        try:
+            if path.stat().st_size > _MAX_TEXT:
+                raise CheckpointError(f"{path}: too large to be a configuration")
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: not a text file ({error})") from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 class HuggingFaceWriter(Writer):
@@ -200,9 +199,7 @@ class HuggingFaceWriter(Writer):
         }
         if INDEX not in small and (self._template.path / INDEX).is_file():
             small[INDEX] = self._index()
-        small[PROVENANCE_FILE] = yaml.safe_dump(
-            dict(provenance), allow_unicode=True, sort_keys=False, width=120
-        ).encode()
+        small[PROVENANCE_FILE] = dump(provenance).encode()
         self._folder.publish(small)
 
     def discard(self) -> None:

@@ -14,18 +14,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import yaml
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
 from ._pending import Layout, PendingFile, Slot, check_output, explained
 from ._torch_zip import StoredTensor, TorchZip, checksum_places, lay_out
+from ._yaml import dump, load
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 PROVENANCE_KEY = "nemo_merge"
 _GZIP_MAGIC = b"\x1f\x8b"
-_MAX_CONFIG = 64 << 20
+_MAX_CONFIG = 16 << 20
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -102,12 +102,7 @@ class NemoCheckpoint(Checkpoint):
         return dict(content)
 
     def _read_metadata(self, tar: tarfile.TarFile) -> Metadata:
-        try:
-            config = yaml.safe_load(self.config_text)
-        except yaml.YAMLError as error:
-            raise CheckpointError(f"{self.path}: {CONFIG} is not valid YAML ({error})") from error
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{self.path}: {CONFIG} is not a mapping")
+        config = load(self.config_text, f"{self.path} ({CONFIG})")
         artefacts = {PurePosixPath(member.name).name: member for member in self._others}
         digests: dict[str, str] = {}
         for place, value in _strings(config):
@@ -246,15 +241,11 @@ def _with_provenance(template: NemoCheckpoint, provenance: Mapping[str, Any]) ->
             keep = not line.startswith(f"{PROVENANCE_KEY}:")
         if keep:
             lines.append(line)
-    record = _dump({PROVENANCE_KEY: dict(provenance)})
-    text = "\n".join(lines).rstrip("\n") + "\n" + record
-    wanted = {**template.metadata.config, PROVENANCE_KEY: dict(provenance)}
+    record = {PROVENANCE_KEY: dict(provenance)}
+    text = "\n".join(lines).rstrip("\n") + "\n" + dump(record)
+    wanted = {**template.metadata.config, **record}
     try:
-        same = yaml.safe_load(text) == wanted
-    except yaml.YAMLError:
+        same = load(text, template.path) == wanted
+    except CheckpointError:
         same = False
-    return text if same else _dump(wanted)  # the other way for a file in YAML's flow style
-
-
-def _dump(content: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(content), allow_unicode=True, sort_keys=False, width=120)
+    return text if same else dump(wanted)  # the other way for a file in YAML's flow style

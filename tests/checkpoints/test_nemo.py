@@ -272,3 +272,48 @@ def _replace_member(path: Path, name: str, content: bytes) -> None:
 def _anonymous_memory() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 10)}]\n" for i in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "millions of values"),
+        ("a: &a [*a]\n", "contains itself"),
+        ("a: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+        ("[" * 20000, "not valid YAML"),
+        ("just text", "not a mapping"),
+        ("a: [\n", "not valid YAML"),
+    ],
+    ids=["bomb", "cycle", "python object", "depth", "text", "broken"],
+)
+def test_hostile_configurations(tmp_path, text, message):
+    path = write_nemo(tmp_path / "m.nemo", state_dict())
+    _replace_member(path, "./model_config.yaml", text.encode())
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(path)
+
+
+def test_aliases_in_a_configuration_are_fine(tmp_path):
+    base, (expert, *_) = family()
+    path, other = write_nemo(tmp_path / "b.nemo", base), write_nemo(tmp_path / "e.nemo", expert)
+    text = f"target: {CONFIG['target']}\nlabels: &l [' ', a]\ndecoder: {{vocabulary: *l}}\n"
+    for file in (path, other):
+        _replace_member(file, "./model_config.yaml", text.encode())
+    merge(path, [other], "soup", output=tmp_path / "m.nemo")
+    assert open_checkpoint(tmp_path / "m.nemo").config_text.startswith(text)
+
+
+def test_a_configuration_in_flow_style_gets_its_record_too(tmp_path):
+    base, (expert, *_) = family()
+    path, other = write_nemo(tmp_path / "b.nemo", base), write_nemo(tmp_path / "e.nemo", expert)
+    for file in (path, other):
+        _replace_member(file, "./model_config.yaml", b"{target: x, labels: [a, b]}\n")
+    merge(path, [other], "soup", output=tmp_path / "m.nemo")
+    merged = open_checkpoint(tmp_path / "m.nemo").metadata
+    assert merged.config["labels"] == ["a", "b"]
+    assert merged.provenance["method"]["name"] == "soup"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from nemo_merge.merging.plan import Treatment, plan_merge
 from tests.fixtures import nemo_models
 from tests.fixtures.models import same
 
-pytest.importorskip("nemo.collections.asr")
 soundfile = pytest.importorskip("soundfile")
-pytestmark = pytest.mark.nemo
+# NeMo takes ten seconds to import, so it is only looked for here.
+pytestmark = [pytest.mark.nemo, pytest.mark.skipif(find_spec("nemo") is None, reason="NeMo is not installed")]
 
 KINDS = ("ctc", "hybrid", "attention")
 

@@ -1,0 +1,56 @@
+"""YAML from strangers: plain data only, and no small file that unfolds into a large one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import CheckpointError
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_MAX_NODES = 1 << 22
+
+
+def load(text: str, shown: str | Path) -> dict[str, Any]:
+    """Reads a mapping.
+
+    Args:
+        text: the document.
+        shown: what messages call it.
+
+    Raises:
+        CheckpointError: not valid YAML, not a mapping, or it refers to itself or repeats parts without end.
+    """
+    try:
+        content = yaml.load(text, Loader=_LOADER)
+        _unfolded_size(content, {})
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise CheckpointError(f"{shown}: not valid YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{shown}: not a mapping")
+    return content
+
+
+def dump(content: Mapping[str, Any]) -> str:
+    """Writes a mapping in the order of its keys."""
+    return yaml.safe_dump(dict(content), allow_unicode=True, sort_keys=False, width=120)
+
+
+def _unfolded_size(node: Any, sizes: dict[int, int]) -> int:
+    """Number of nodes with every alias written out."""
+    if not isinstance(node, (dict, list)):
+        return 1
+    if id(node) in sizes:
+        if sizes[id(node)] == 0:
+            raise ValueError("a part contains itself")
+        return sizes[id(node)]
+    sizes[id(node)] = 0  # being counted
+    children = node.values() if isinstance(node, dict) else node
+    total = 1 + sum(_unfolded_size(child, sizes) for child in children)
+    if total > _MAX_NODES:
+        raise ValueError("it unfolds into millions of values")
+    sizes[id(node)] = total
+    return total
