@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .merging import merge as merge
     from .merging import merge_state_dicts as merge_state_dicts
     from .merging import plan_merge as plan_merge
+    from .merging import sweep as sweep
 
 _HOMES = {
     "MergeReport": "merging",
@@ -27,6 +28,7 @@ _HOMES = {
     "methods": None,
     "open_checkpoint": "checkpoints",
     "plan_merge": "merging",
+    "sweep": "merging",
 }
 
 __all__ = ["__version__", *_HOMES]

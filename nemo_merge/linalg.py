@@ -95,6 +95,43 @@ def thin_svd(matrix: Float[Tensor, "rows columns"], rank: int | None = None) -> 
     return Svd(u, s, v.mT) if tall else Svd(v, s, u.mT)
 
 
+def leading_part(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Tensor, "rows columns"]:
+    """The best approximation of that rank (Eckart and Young): the leading singular triplets multiplied out.
+
+    By projection on the leading singular vectors of the short side, which needs no division by singular values.
+    For ranks that are a small share of the short side, a randomised SVD with a check of its residual; good to 1e-8 of
+    the matrix either way.
+    """
+    a = matrix.to(torch.float64)
+    short = min(a.shape)
+    if rank <= 0:
+        return torch.zeros_like(a)
+    if rank >= short:
+        return a.clone()
+    tall = a.shape[0] >= a.shape[1]
+    a = a if tall else a.mT
+    _, vectors = torch.linalg.eigh(a.mT @ a)
+    v = vectors[:, -rank:]
+    part = (a @ v) @ v.mT
+    return part if tall else part.mT.contiguous()
+
+
+def left_basis(matrices: Sequence[Float[Tensor, "rows columns"]]) -> Float[Tensor, "rows rank"]:
+    """Orthonormal basis of the columns of all matrices, strongest direction first: left singular vectors of the stack.
+
+    From the Gram matrix of the stack's short side; directions below :data:`RANK_TOLERANCE` are left out.
+    """
+    rows, columns = matrices[0].shape
+    if rows > len(matrices) * columns:
+        u, s, _ = thin_svd(torch.cat(list(matrices), dim=1))
+        return u[:, s > 0]
+    gram = torch.zeros(rows, rows, dtype=torch.float64)
+    for matrix in matrices:
+        gram += matrix @ matrix.mT
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    return vectors[:, eigenvalues > RANK_TOLERANCE**2 * eigenvalues[-1].clamp_min(0)].flip(-1)
+
+
 def orthogonalise(
     matrix: Float[Tensor, "rows columns"],
     method: Orthogonalizer = "gram_polar",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
+from typing import NamedTuple
 
 import torch
 
@@ -77,3 +79,61 @@ def role_of(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Role:
     if min(shape[0], shape[1]) == 1:
         return Role.VECTOR
     return Role.POINTWISE_CONV if kernel else Role.MATRIX
+
+
+_BLOCK = re.compile(r"^(?P<stack>.*?)(?:^|\.)(?:layers|layer|blocks|h)\.(?P<index>\d+)\.")
+_GROUPS = (
+    ("predictor", re.compile(r"(^|\.)(decoder\.prediction|prediction|predictor|pred_rnn)(\.|$)")),
+    ("joint", re.compile(r"(^|\.)joint(_net)?(\.|$)")),
+    ("decoder", re.compile(r"(^|\.)(\w*decoder)(\.|$)")),
+    ("encoder", re.compile(r"(^|\.)(\w*encoder|feature_extractor|feature_projection|pre_encode|perception)(\.|$)")),
+)
+_HEAD_MODULE = re.compile(
+    r"(^|\.)(decoder_layers\.0|joint_net\.\d+|log_softmax\.mlp\.layer\d+|lm_head|proj_out|ctc_lo)\.bias$"
+)
+GROUPS = ("encoder", "decoder", "joint", "predictor", "head", "preprocessor", "other")
+"""The parts of a speech model that rules can name."""
+
+
+class Depth(NamedTuple):
+    """Place of a tensor in a stack of equal blocks.
+
+    Attributes:
+        stack: what the blocks belong to, for example ``encoder``.
+        block: number of the block, from 0.
+        blocks: number of blocks of the stack.
+    """
+
+    stack: str
+    block: int
+    blocks: int
+
+    @property
+    def position(self) -> float:
+        """0 for the first block, 1 for the last; 0 when there is only one."""
+        return self.block / (self.blocks - 1) if self.blocks > 1 else 0.0
+
+
+def groups_of(name: str, role: Role) -> frozenset[str]:
+    """The parts of a model that a tensor belongs to: one of :data:`GROUPS`, and ``head`` beside it.
+
+    ``decoder.decoder_layers.0`` of a CTC model is its head and nothing else; the last layer of an RNN-T's joint network
+    is both joint and head.
+    """
+    if role is Role.PREPROCESSOR:
+        return frozenset({"preprocessor"})
+    head = role is Role.HEAD or bool(_HEAD_MODULE.search(name))
+    if head and re.search(r"(^|\.)(ctc_)?decoder\.decoder_layers\.0\.", name):
+        return frozenset({"head"})
+    part = next((group for group, pattern in _GROUPS if pattern.search(name)), None)
+    found = {part} if part else set()
+    return frozenset(found | {"head"} if head else found or {"other"})
+
+
+def depths_of(names: Iterable[str]) -> dict[str, Depth]:
+    """The place of every tensor that belongs to a numbered block; the outermost number counts."""
+    found = {name: match for name in names if (match := _BLOCK.match(name))}
+    counts: dict[str, int] = {}
+    for match in found.values():
+        counts[match["stack"]] = max(counts.get(match["stack"], 0), int(match["index"]) + 1)
+    return {name: Depth(match["stack"], int(match["index"]), counts[match["stack"]]) for name, match in found.items()}

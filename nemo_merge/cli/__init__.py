@@ -11,7 +11,7 @@ import click
 
 from ..errors import NemoMergeError
 
-_VERBS = ("inspect", "merge", "methods", "plan")
+_VERBS = ("emr-apply", "inspect", "merge", "methods", "plan", "sweep")
 
 
 class _LazyGroup(click.Group):
@@ -23,7 +23,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        return importlib.import_module(f".{cmd_name}", __name__).command
+        return importlib.import_module(f".{cmd_name.replace('-', '_')}", __name__).command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:

@@ -23,6 +23,8 @@ def command(arguments: tuple[str, ...]) -> None:
     output=PATH       the merged checkpoint; it appears whole or not at all
     method=NAME       merging method (nemo-merge methods)   [boosted_tsvm]
     method.KEY=VALUE  its parameters (nemo-merge methods NAME); all have scale and weights
+    rules=[...]       other settings for some tensors: {match: REGEX} or {group: encoder} with method, scale, weights
+    then=[lines]      post-processors of what the method gives
     overwrite=true    replace an output that exists          [false]
     batch_norm=WORD   average, pooled or base                [average]
     dtype=TYPE        float32, float16, bfloat16, float64    [the base's]
@@ -43,6 +45,8 @@ def command(arguments: tuple[str, ...]) -> None:
         method,
         output=settings.output,
         overwrite=settings.overwrite,
+        rules=settings.rules,
+        then=settings.then,
         batch_norm=settings.batch_norm,  # type: ignore[arg-type]  # plan_merge checks the word
         dtype=settings.dtype,
         workers=settings.workers,

@@ -31,6 +31,8 @@ def command(arguments: tuple[str, ...]) -> None:
             base,
             experts,
             method,
+            rules=settings.rules,
+            then=settings.then,
             batch_norm=settings.batch_norm,  # type: ignore[arg-type]  # plan_merge checks the word
             dtype=settings.dtype,
             workers=settings.workers,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
     from ..methods import Method
 
 
@@ -21,16 +23,23 @@ class MergeSettings:
     experts: list[str] = field(default_factory=list)
     output: str | None = None
     overwrite: bool = False
+    rules: list[Any] = field(default_factory=list)
+    then: list[Any] = field(default_factory=list)
     batch_norm: str = "average"
     dtype: str | None = None
     workers: int | None = None
 
 
-def compose(arguments: Sequence[str]) -> tuple[MergeSettings, Method]:
+def compose(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) -> tuple[MergeSettings, Method]:
     """Settings and method from ``[CONFIG.yaml] [KEY=VALUE]...``.
 
     ``method=NAME`` chooses a method and forgets parameters set for another one before; ``method.KEY=VALUE`` sets a
     parameter. ``+KEY=VALUE`` and ``~KEY`` add and remove as in Hydra.
+
+    Args:
+        arguments: what stands on the command line.
+        grid: takes the parameters of the method that have several values (``method.KEY=A,B``, or ``grid`` in the
+            file); without it several values are refused.
 
     Raises:
         ConfigError: a key or method that does not exist (with a suggestion), a value of the wrong type, a bad file.
@@ -49,12 +58,15 @@ def compose(arguments: Sequence[str]) -> tuple[MergeSettings, Method]:
         ) from error
     for override in overrides:
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line}: several values; run one merge for each")
+            _add_to_grid(grid, override)
+            continue
         _set(config, override.key_or_group, override.value(), remove=override.is_delete())
     try:
         plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
         assert isinstance(plain, dict)
         method = _method(plain.pop("method", "boosted_tsvm"))
+        if grid is not None:
+            _read_grid(plain.pop("grid", {}), grid)
         known = [item.name for item in fields(MergeSettings)]
         for key in plain:
             if key not in known:
@@ -86,6 +98,23 @@ def _read_file(arguments: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]
     if isinstance(config.get("method"), str):
         config["method"] = {"name": config["method"]}
     return config, arguments[1:]
+
+
+def _add_to_grid(grid: dict[str, list[Any]] | None, override: Override) -> None:
+    prefix, _, key = override.key_or_group.partition(".")
+    if grid is None:
+        raise ConfigError(f"{override.input_line}: several values; nemo-merge sweep merges once for each")
+    if prefix != "method" or not key:
+        raise ConfigError(f"{override.input_line}: only parameters of the method may have several values")
+    grid[key] = list(override.sweep_iterator())
+
+
+def _read_grid(values: Any, grid: dict[str, list[Any]]) -> None:
+    """Adds the grid of a file; values of the command line win."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"grid={values!r} is not a mapping from parameters to lists of values")
+    for key, choices in values.items():
+        grid.setdefault(str(key), choices if isinstance(choices, list) else [choices])
 
 
 def _set(config: dict[str, Any], key: str, value: Any, *, remove: bool) -> None:

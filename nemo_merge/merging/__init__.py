@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from .api import MergeReport, merge, merge_state_dicts
+from .emr import apply_emr
 from .engine import execute
+from .grid import sweep
 from .plan import MergePlan, Row, Treatment, plan_merge, plan_table
+from .rules import Rule, parse_rules
 
 __all__ = [
     "MergePlan",
     "MergeReport",
     "Row",
+    "Rule",
     "Treatment",
+    "apply_emr",
     "execute",
     "merge",
     "merge_state_dicts",
+    "parse_rules",
     "plan_merge",
     "plan_table",
+    "sweep",
 ]

@@ -19,14 +19,19 @@ from .. import methods
 from ..checkpoints import Checkpoint, StateDictCheckpoint, check_output, open_checkpoint
 from ..checkpoints.memory import StateDictWriter
 from ..errors import ConfigError, OutputError
-from ..methods import Method
-from .engine import ROUNDING_WARNING, Execution, Progress, execute
-from .plan import BatchNorm, MergePlan, plan_merge
+from ..methods import Method, PostProcessor
+from ..methods.emr import Emr
+from .emr import EmrPackage, package_path
+from .engine import ROUNDING_WARNING, Execution, Progress, execute, execute_variants
+from .plan import BatchNorm, MergePlan, plan_merge, plan_variants
 from .provenance import record, start_digests
+from .rules import Rule
 
 logger = logging.getLogger("nemo_merge")
 
 Source = str | os.PathLike[str] | Checkpoint
+Rules = Sequence[Rule | Mapping[str, Any]]
+Then = Sequence[PostProcessor | Mapping[str, Any] | str]
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ def merge(
     *,
     output: str | os.PathLike[str],
     overwrite: bool = False,
+    rules: Rules = (),
+    then: Then = (),
     batch_norm: BatchNorm = "average",
     dtype: str | None = None,
     workers: int | None = None,
@@ -78,6 +85,8 @@ def merge(
         method: name of a merging method (``nemo_merge.methods.names()``), or a method.
         output: the merged checkpoint; it appears at once when everything is done, or not at all.
         overwrite: replace an output that exists.
+        rules: other settings for some tensors, see :func:`~nemo_merge.merging.rules.parse_rules`.
+        then: post-processors of the merged task vectors, in order (``nemo_merge.methods.post_names()``).
         batch_norm: ``average``, ``pooled`` or ``base``, see :func:`~nemo_merge.merging.plan.plan_merge`.
         dtype: type of the merged weights; the base's by default.
         workers: threads; the number of cores by default. The bytes written do not depend on it.
@@ -91,28 +100,100 @@ def merge(
         MergeError: a result is not finite.
         OutputError: the output exists, or cannot be written.
     """
-    started = time.monotonic()
     chosen = _method(method, parameters)
-    target = Path(output)
-    check_output(target, overwrite)  # before anything is read: the user should not wait for this
+    return merge_variants(
+        base,
+        experts,
+        {Path(output): chosen},
+        overwrite=overwrite,
+        rules=rules,
+        then=then,
+        batch_norm=batch_norm,
+        dtype=dtype,
+        workers=workers,
+        progress=progress,
+    )[0]
+
+
+def merge_variants(
+    base: Source | None,
+    experts: Sequence[Source],
+    variants: Mapping[Path, Method],
+    *,
+    overwrite: bool = False,
+    rules: Rules = (),
+    then: Then = (),
+    batch_norm: BatchNorm = "average",
+    dtype: str | None = None,
+    workers: int | None = None,
+    progress: bool | None = None,
+) -> list[MergeReport]:
+    """Merges the same experts by several methods into one output each; none appears before all are done.
+
+    Inputs are read, checked and hashed once, and methods that differ in late parameters (``scale``, ``beta``) share
+    what is expensive. See :func:`~nemo_merge.merging.sweep.sweep` for a grid of parameters.
+
+    Args:
+        base: as in :func:`merge`, like all that follows.
+        experts: the fine-tuned models.
+        variants: the method for every output.
+        overwrite: replace outputs that exist.
+        rules: other settings for some tensors.
+        then: post-processors.
+        batch_norm: what happens to running statistics.
+        dtype: type of the merged weights.
+        workers: threads.
+        progress: show a progress bar.
+    """
+    started = time.monotonic()
+    for target in variants:
+        for file in written_files(target, variants[target]):
+            check_output(file, overwrite)  # before anything is read: the user should not wait for this
     with ExitStack() as stack:
         base_checkpoint = _open(base, stack) if base is not None else None
         expert_checkpoints = [_open(expert, stack) for expert in _as_list(experts)]
-        _check_output_is_no_input(target, [base_checkpoint, *expert_checkpoints])
-        plan = plan_merge(
-            base_checkpoint, expert_checkpoints, chosen, batch_norm=batch_norm, dtype=dtype, workers=workers
+        for target in variants:
+            _check_output_is_no_input(target, [base_checkpoint, *expert_checkpoints])
+        plans = plan_variants(
+            base_checkpoint,
+            expert_checkpoints,
+            list(variants.values()),
+            rules=rules,
+            then=then,
+            batch_norm=batch_norm,
+            dtype=dtype,
+            workers=workers,
         )
-        writer = stack.enter_context(plan.template.writer(target, plan.output_specs, overwrite=overwrite))
+        writers = [
+            stack.enter_context(plan.template.writer(target, plan.output_specs, overwrite=overwrite))
+            for target, plan in zip(variants, plans, strict=True)
+        ]
         hashing = stack.enter_context(ThreadPoolExecutor(1))
-        digests = start_digests(plan, hashing)
-        with _bar(plan, progress) as advance:
-            execution = execute(plan, writer, workers=workers, progress=advance)
-        provenance = record(plan, {path: future.result() for path, future in digests.items()})
-        writer.commit(provenance)
-        warnings = [*plan.warnings, *_rounding_warnings(execution)]
-    for warning in warnings:
+        digests = start_digests(plans[0], hashing)
+        with _bar(plans, progress) as advance:
+            executions = execute_variants(plans, writers, workers=workers, progress=advance)
+        packages = [
+            stack.enter_context(EmrPackage(package_path(target), plan))
+            for target, plan in zip(variants, plans, strict=True)
+            if isinstance(plan.method, Emr)
+        ]
+        hashes = {path: future.result() for path, future in digests.items()}
+        records = [record(plan, hashes) for plan in plans]
+        for writer, provenance in zip(writers, records, strict=True):
+            writer.commit(provenance)
+        for package in packages:
+            package.commit()
+        warnings = [
+            tuple([*plan.warnings, *_rounding_warnings(execution)])
+            for plan, execution in zip(plans, executions, strict=True)
+        ]
+    for warning in dict.fromkeys(warning for some in warnings for warning in some):
         logger.warning(warning)
-    return MergeReport(target, provenance, plan.decisions(), tuple(warnings), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return [
+        MergeReport(target, provenance, plan.decisions(), some, seconds)
+        for target, provenance, plan, some in zip(variants, records, plans, warnings, strict=True)
+    ]
 
 
 def merge_state_dicts(
@@ -122,6 +203,8 @@ def merge_state_dicts(
     weights: Sequence[float] | None = None,
     scale: float | None = None,
     *,
+    rules: Rules = (),
+    then: Then = (),
     batch_norm: BatchNorm = "average",
     workers: int | None = None,
     **parameters: Any,
@@ -140,6 +223,8 @@ def merge_state_dicts(
         method: name of a merging method, or a method.
         weights: one factor per expert.
         scale: factor on the merged task vector; the method's own by default.
+        rules: as in :func:`merge`.
+        then: as in :func:`merge`.
         batch_norm: as in :func:`merge`.
         workers: as in :func:`merge`.
         **parameters: further parameters of the method.
@@ -155,7 +240,9 @@ def merge_state_dicts(
     template = base if base is not None else (experts[0] if experts else {})
     base_checkpoint = StateDictCheckpoint(base, "<base>") if base is not None else None
     expert_checkpoints = [StateDictCheckpoint(expert, f"<expert {index}>") for index, expert in enumerate(experts)]
-    plan = plan_merge(base_checkpoint, expert_checkpoints, chosen, batch_norm=batch_norm, workers=workers)
+    plan = plan_merge(
+        base_checkpoint, expert_checkpoints, chosen, rules=rules, then=then, batch_norm=batch_norm, workers=workers
+    )
     writer = plan.template.writer(Path(), plan.output_specs)
     assert isinstance(writer, StateDictWriter)
     execution = execute(plan, writer, workers=workers)
@@ -163,6 +250,11 @@ def merge_state_dicts(
     for warning in (*plan.warnings, *_rounding_warnings(execution)):
         logger.warning(warning)
     return {name: writer.state_dict.get(name, value) for name, value in template.items()}
+
+
+def written_files(output: Path, method: Method) -> list[Path]:
+    """What a merge by this method leaves: the checkpoint, and for ``emr`` its package."""
+    return [output, package_path(output)] if isinstance(method, Emr) else [output]
 
 
 def _method(method: str | Method, parameters: Mapping[str, Any]) -> Method:
@@ -205,7 +297,7 @@ def _rounding_warnings(execution: Execution) -> list[str]:
 
 
 @contextmanager
-def _bar(plan: MergePlan, show: bool | None) -> Iterator[Progress | None]:
+def _bar(plans: Sequence[MergePlan], show: bool | None) -> Iterator[Progress | None]:
     """A progress bar in bytes of output with an estimate of the time left."""
     from rich.console import Console
 
@@ -223,7 +315,8 @@ def _bar(plan: MergePlan, show: bool | None) -> Iterator[Progress | None]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    total = sum(spec.nbytes for spec in plan.output_specs.values())
+    total = sum(spec.nbytes for plan in plans for spec in plan.output_specs.values())
+    names = list(dict.fromkeys(plan.method.name for plan in plans))
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"merging by {plan.method.name}", total=total)
+        task = bar.add_task(f"merging by {', '.join(names)}", total=total)
         yield lambda count: bar.advance(task, count)

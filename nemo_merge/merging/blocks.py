@@ -20,12 +20,21 @@ class TensorBlocks(Blocks):
         base, experts: the tensors, of one shape; they may be views of mapped files.
         dtype: type in which blocks come.
         start: flat index of the first element.
+        name: name of the tensor.
         whole: give the tensor as a single block.
     """
 
     def __init__(
-        self, base: Tensor, experts: Sequence[Tensor], dtype: torch.dtype, *, start: int = 0, whole: bool = False
+        self,
+        base: Tensor,
+        experts: Sequence[Tensor],
+        dtype: torch.dtype,
+        *,
+        start: int = 0,
+        name: str = "",
+        whole: bool = False,
     ) -> None:
+        self._name = name
         self._tensors = [base, *experts]
         self._dtype = dtype
         self._start = start
@@ -43,7 +52,7 @@ class TensorBlocks(Blocks):
             stack = torch.empty((len(experts), *rows.shape), dtype=self._dtype, device=base.device)
             for place, expert in zip(stack, experts, strict=True):
                 place.copy_(expert[part])
-            yield Block(rows, stack, self._start + first * row)
+            yield Block(rows, stack, self._start + first * row, self._name)
 
 
 class ModelBlocks(Blocks):

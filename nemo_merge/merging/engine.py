@@ -1,11 +1,11 @@
-"""Carries a plan out: tensor by tensor, in several threads, with the same bytes whatever their number."""
+"""Carries plans out: tensor by tensor, in several threads, with the same bytes whatever their number."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,10 +13,9 @@ from torch import Tensor
 
 from ..checkpoints import Writer
 from ..errors import MergeError
-from ..methods import Block, Method, SpectralMethod
-from ..methods._method import mean_of_task_vectors
+from ..methods import Block, Method, Place, SpectralMethod, TaskVectors
 from ..methods.soup import normalised
-from ..tensors import Role
+from ..tensors import Depth, Role, depths_of
 from .blocks import ModelBlocks, TensorBlocks, compute_dtype
 from .parallel import default_workers, single_threaded_torch
 from .plan import MergePlan, Row, Treatment
@@ -26,6 +25,9 @@ Progress = Callable[[int], None]
 
 ROUNDING_WARNING = 0.1
 """Share of the merged change that may be lost by rounding to the output type before the user is told."""
+
+_MERGED = (Treatment.METHOD, Treatment.MEAN)
+T = TypeVar("T")
 
 
 @dataclass
@@ -67,103 +69,221 @@ def execute(
         MergeError: a result is not finite, or a variance came out negative.
         OutputError: the writer failed.
     """
-    with single_threaded_torch():
-        shared = _model_statistics(plan)
+    return execute_variants([plan], [writer], workers=workers, progress=progress)[0]
+
+
+def execute_variants(
+    plans: Sequence[MergePlan],
+    writers: Sequence[Writer],
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Execution]:
+    """Carries out several plans for the same inputs (:func:`plan_variants`) together.
+
+    Methods that differ in ``late`` parameters only, such as ``scale`` and ``beta``, share their expensive part; every
+    result is the same to the bit as by :func:`execute`. Arguments and errors are those of :func:`execute`.
+    """
+    shared = _Shared(plans, workers)
+    execution = [Execution() for _ in plans]
+
+    def merge(index: int) -> list[Rounding | None]:
+        return _merge_tensor(plans, index, shared, writers, progress)
+
+    for index, roundings in _for_every_tensor(plans[0], merge, workers).items():
+        for plan, result, rounding in zip(plans, execution, roundings, strict=True):
+            if rounding is not None:
+                total = result.rounding.setdefault(plan.output_dtype(plan.rows[index]), Rounding())
+                total.lost += rounding.lost
+                total.change += rounding.change
+    return execution
+
+
+def _for_every_tensor(plan: MergePlan, task: Callable[[int], T], workers: int | None) -> dict[int, T]:
+    """Runs a task for the index of every row in threads, and gives the results in the order of the rows."""
+
+    def cost(index: int) -> tuple[bool, int]:
         # Matrices of a spectral method take longest: started first, they do not hold up the end.
-        spectral = isinstance(plan.method, SpectralMethod)
-        rows = sorted(
-            plan.rows, key=lambda row: (not (spectral and row.treatment is Treatment.METHOD), -row.spec.nbytes)
-        )
+        row = plan.rows[index]
+        return not (isinstance(row.method, SpectralMethod) and row.treatment is Treatment.METHOD), -row.spec.nbytes
+
+    with single_threaded_torch():
         pool = ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="nemo_merge")
         try:
-            futures = [pool.submit(_merge_tensor, plan, row, shared, writer, progress) for row in rows]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            futures: dict[int, Future[T]] = {
+                index: pool.submit(task, index) for index in sorted(range(len(plan.rows)), key=cost)
+            }
+            done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()  # raises what went wrong in a thread
         finally:
             # After an error or Ctrl-C the tensors still waiting are dropped, so that the user is not kept waiting too.
             pool.shutdown(wait=True, cancel_futures=True)
-    execution = Execution()
-    for row, rounding in zip(rows, (future.result() for future in futures), strict=True):
-        if rounding is not None:
-            total = execution.rounding.setdefault(plan.output_dtype(row), Rounding())
-            total.lost += rounding.lost
-            total.change += rounding.change
-    return execution
+    return {index: futures[index].result() for index in range(len(plan.rows))}
 
 
-@dataclass(frozen=True)
-class _ModelStatistics:
-    """Statistics of a method that looks at the whole model, and where each tensor starts in it."""
+class _Shared:
+    """What tensors need to know of the whole model."""
 
-    statistics: Any
-    starts: dict[str, int]
+    def __init__(self, plans: Sequence[MergePlan], workers: int | None) -> None:
+        self.depths: Mapping[str, Depth] = depths_of(plans[0].template.specs)
+        self._statistics: dict[Method, tuple[Any, dict[str, int]]] = {}
+        with single_threaded_torch():
+            for plan in plans:
+                for method in {row.method for row in plan.rows if row.treatment is Treatment.METHOD}:
+                    if method.whole_model and method.early() not in self._statistics:
+                        self._statistics[method.early()] = self._look(plan, method)
+        self.ratios = [1.0] * len(plans)
+        for place, plan in enumerate(plans):
+            if any(post.needs_ratio for post in plan.then):
+                self.ratios[place] = self._ratio(plan, workers)
 
+    @staticmethod
+    def _look(plan: MergePlan, method: Method) -> tuple[Any, dict[str, int]]:
+        """Statistics of a method over all tensors that it merges, and where each of them starts."""
+        starts, tensors, position = {}, [], 0
+        for row in plan.rows:
+            if row.treatment is Treatment.METHOD and row.method.early() == method.early():
+                starts[row.name] = position
+                tensors.append(_blocks(plan, row, start=position))
+                position += row.spec.numel
+        return method.statistics(ModelBlocks(tensors), method.resolved_weights(len(plan.experts))), starts
 
-def _model_statistics(plan: MergePlan) -> _ModelStatistics | None:
-    if not plan.method.whole_model:
-        return None
-    starts, tensors, position = {}, [], 0
-    for row in plan.rows:
-        if row.treatment is Treatment.METHOD:
-            starts[row.name] = position
-            base, experts = plan.template[row.name], [expert[row.name] for expert in plan.experts]
-            tensors.append(TensorBlocks(base, experts, compute_dtype([base, *experts]), start=position))
-            position += row.spec.numel
-    weights = plan.method.resolved_weights(len(plan.experts))
-    return _ModelStatistics(plan.method.statistics(ModelBlocks(tensors), weights), starts)
+    def _ratio(self, plan: MergePlan, workers: int | None) -> float:
+        """L1 norm of the sum of the task vectors over that of the merged change, by merging once without writing."""
+
+        def norms(index: int) -> tuple[float, float]:
+            row = plan.rows[index]
+            if row.treatment not in _MERGED:
+                return 0.0, 0.0
+            weights = row.method.resolved_weights(len(plan.experts))
+            total = sum(
+                float(block.weighted(weights).sum(0).abs().sum(dtype=torch.float64)) for block in _blocks(plan, row)
+            )
+            change = 0.0
+            for _, base, combined in _combined([plan], [row], self):
+                delta = row.method.delta(base, combined) if row.treatment is Treatment.METHOD else combined
+                scale = row.method.applied_scale(len(plan.experts))
+                change += abs(scale) * float(delta.abs().sum(dtype=torch.float64))
+            return total, change
+
+        found = _for_every_tensor(plan, norms, workers).values()
+        change = sum(part for _, part in found)
+        return sum(total for total, _ in found) / change if change else 1.0
+
+    def statistics(self, row: Row, blocks: TensorBlocks, weights: Tensor) -> Any:
+        if row.method.whole_model:
+            return self._statistics[row.method.early()][0]
+        return row.method.statistics(blocks, weights)
+
+    def start(self, row: Row) -> int:
+        """Where the tensor starts for its method: in the model, or in itself."""
+        return self._statistics[row.method.early()][1][row.name] if row.method.whole_model else 0
 
 
 def _merge_tensor(
-    plan: MergePlan, row: Row, shared: _ModelStatistics | None, writer: Writer, progress: Progress | None
-) -> Rounding | None:
-    dtype = plan.output_dtype(row)
-    rounding = Rounding() if dtype.itemsize < 4 and dtype.is_floating_point else None
-    position = 0
-    for base, merged in _merged_blocks(plan, row, shared):
-        values = merged.to(dtype)
-        _check(row, values, plan)
-        if rounding is not None and row.treatment in (Treatment.METHOD, Treatment.MEAN):
-            rounding.lost += float((values.to(merged.dtype) - merged).square().sum())
-            rounding.change += float((merged - base).square().sum())
-        writer.write(row.name, position, values)
-        position += values.numel()
-        if progress is not None:
-            progress(values.numel() * dtype.itemsize)
-    return rounding
+    plans: Sequence[MergePlan],
+    index: int,
+    shared: _Shared,
+    writers: Sequence[Writer],
+    progress: Progress | None,
+) -> list[Rounding | None]:
+    rows = [plan.rows[index] for plan in plans]
+    types = [plan.output_dtype(row) for plan, row in zip(plans, rows, strict=True)]
+    roundings = [Rounding() if dtype.itemsize < 4 and dtype.is_floating_point else None for dtype in types]
+    positions = [0] * len(plans)
+    try:
+        for place, base, combined in _combined(plans, rows, shared):
+            plan, row, dtype, rounding = plans[place], rows[place], types[place], roundings[place]
+            merged = _finish(plan, row, base, combined, shared, shared.ratios[place])
+            values = merged.to(dtype)
+            _check(row, values)
+            if rounding is not None and row.treatment in _MERGED:
+                rounding.lost += float((values.to(merged.dtype) - merged).square().sum())
+                rounding.change += float((merged - base).square().sum())
+            writers[place].write(row.name, positions[place], values)
+            positions[place] += values.numel()
+            if progress is not None:
+                progress(values.numel() * dtype.itemsize)
+    except MergeError as error:
+        name = rows[0].name
+        if repr(name) in str(error):
+            raise
+        raise MergeError(f"tensor {name!r}: {error}; nothing was written") from error
+    return roundings
 
 
-def _merged_blocks(plan: MergePlan, row: Row, shared: _ModelStatistics | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of the template and of the result, in order."""
+def _combined(plans: Sequence[MergePlan], rows: Sequence[Row], shared: _Shared) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For every plan, in order, blocks of the template and what its method makes of the experts there."""
+    groups: dict[tuple[Treatment, Method], list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault((row.treatment, row.method.early()), []).append(place)
+    for (treatment, _), places in groups.items():
+        plan, row = plans[places[0]], rows[places[0]]
+        if treatment is Treatment.METHOD and isinstance(row.method, SpectralMethod):
+            yield from _by_spectra(plan, [(place, rows[place]) for place in places])
+            continue
+        for block, combined in _by_blocks(plan, row, shared):
+            for place in places:
+                yield place, block.base, combined
+
+
+def _by_spectra(plan: MergePlan, rows: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Factors once, assembled for every variant of the method."""
+    row = rows[0][1]
+    base, experts = plan.template[row.name], [expert[row.name] for expert in plan.experts]
+    method = row.method
+    assert isinstance(method, SpectralMethod)
+    factors = method.factors(TaskVectors(base, experts, method.resolved_weights(len(experts))))
+    for place, variant in rows:
+        assert isinstance(variant.method, SpectralMethod)
+        yield place, base, variant.method.assemble(factors).view(base.shape)
+
+
+def _by_blocks(plan: MergePlan, row: Row, shared: _Shared) -> Iterator[tuple[Block, Tensor]]:
+    """Blocks of the inputs, and what the method (or the treatment) makes of them."""
     if row.treatment is Treatment.COPY:
         tensor = plan.template[row.name]
         for block in TensorBlocks(tensor, [tensor], tensor.dtype):
-            yield block.base, block.base
+            yield block, block.base
         return
-    base, experts = plan.template[row.name], [expert[row.name] for expert in plan.experts]
-    weights = plan.method.resolved_weights(len(experts))
-    if row.treatment is Treatment.METHOD and isinstance(plan.method, SpectralMethod):
-        yield base, plan.method.merge_whole(base, experts, weights)
-        return
-    start = shared.starts[row.name] if shared and row.treatment is Treatment.METHOD else 0
-    whole = row.treatment is Treatment.POOLED or (row.treatment is Treatment.METHOD and not plan.method.blockwise)
-    blocks = TensorBlocks(base, experts, compute_dtype([base, *experts]), start=start, whole=whole)
-    merge = _merger(plan, row, blocks, weights, shared)
-    for block in blocks:
-        yield block.base, merge(block)
-
-
-def _merger(
-    plan: MergePlan, row: Row, blocks: TensorBlocks, weights: Float[Tensor, " experts"], shared: _ModelStatistics | None
-) -> Callable[[Block], Tensor]:
-    """What turns a block of this tensor into the merged block."""
+    weights = row.method.resolved_weights(len(plan.experts))
     if row.treatment in (Treatment.AVERAGE, Treatment.POOLED):
-        return _average_statistics(plan, row, weights)
+        average = _average_statistics(plan, row, weights)
+        for block in _blocks(plan, row, whole=row.treatment is Treatment.POOLED):
+            yield block, average(block)
+        return
+    whole = any(post.needs_matrix(row.role) for post in plan.then)
     if row.treatment is Treatment.MEAN:
-        scale = plan.method.resolved_scale(len(plan.experts))
-        return lambda block: mean_of_task_vectors(block, weights, scale)
-    statistics = shared.statistics if shared else plan.method.statistics(blocks, weights)
-    return lambda block: plan.method.merge_block(block, weights, statistics)
+        for block in _blocks(plan, row, whole=whole):
+            yield block, row.method.rest(block, weights)
+        return
+    whole = whole or (row.method.by_row and len(row.spec.shape) < 2)
+    blocks = _blocks(plan, row, start=shared.start(row), whole=whole)
+    statistics = shared.statistics(row, blocks, weights)
+    for block in blocks:
+        yield block, row.method.combine_block(block, weights, statistics)
+
+
+def _blocks(plan: MergePlan, row: Row, *, start: int = 0, whole: bool = False) -> TensorBlocks:
+    base, experts = plan.template[row.name], [expert[row.name] for expert in plan.experts]
+    return TensorBlocks(base, experts, compute_dtype([base, *experts]), start=start, name=row.name, whole=whole)
+
+
+def _finish(
+    plan: MergePlan, row: Row, base: Tensor, combined: Tensor, shared: _Shared, ratio: float
+) -> Float[Tensor, "*shape"]:
+    """The merged rows."""
+    if row.treatment not in _MERGED:
+        return combined
+    experts = len(plan.experts)
+    if row.treatment is Treatment.METHOD and not plan.then:
+        return row.method.finish(base, combined, experts)
+    delta = row.method.delta(base, combined) if row.treatment is Treatment.METHOD else combined
+    for post in plan.then:
+        depth = shared.depths.get(row.name)
+        delta = post.apply(delta, Place(row.name, row.role, depth, shared.depths, ratio, experts))
+    return base + row.method.applied_scale(experts) * delta
 
 
 def _average_statistics(plan: MergePlan, row: Row, weights: Float[Tensor, " experts"]) -> Callable[[Block], Tensor]:
@@ -187,11 +307,11 @@ def _average_statistics(plan: MergePlan, row: Row, weights: Float[Tensor, " expe
     return pool if row.treatment is Treatment.POOLED else average
 
 
-def _check(row: Row, values: Tensor, plan: MergePlan) -> None:
+def _check(row: Row, values: Tensor) -> None:
     if values.dtype.is_floating_point and not torch.isfinite(values).all():
         kind = str(values.dtype).removeprefix("torch.")
         raise MergeError(
-            f"tensor {row.name!r}: the merge by {_describe(plan.method)} gives values that do not fit into {kind}; "
+            f"tensor {row.name!r}: the merge by {_describe(row.method)} gives values that do not fit into {kind}; "
             "nothing was written, use a smaller scale or dtype=float32"
         )
     if row.role is Role.BATCH_NORM_VARIANCE and bool((values < 0).any()):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,13 +14,15 @@ import torch
 
 from ..checkpoints import Checkpoint, TensorSpec
 from ..errors import ConfigError, PlanError, did_you_mean
-from ..methods import Method
-from ..tensors import Role, role_of
+from ..methods import Method, PostProcessor, get_post
+from ..tensors import NEVER_MERGED, Role, depths_of, role_of
 from .checks import compare_headers
 from .parallel import default_workers, single_threaded_torch
+from .rules import Rule, parse_rules
 from .scan import Scan, scan_tensor
 
 BatchNorm = Literal["average", "pooled", "base"]
+_SHOWN = 5  # tensors named in a message; the rest is counted
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -29,7 +32,7 @@ class Treatment(StrEnum):
     METHOD = "method"
     """The method's own arithmetic."""
     MEAN = "mean"
-    """Base plus scale times the mean of the weighted task vectors: what the method does not treat itself."""
+    """Base plus scale times the mean (or sum) of the weighted task vectors: what the method does not treat itself."""
     AVERAGE = "average"
     """Mean of the experts' statistics."""
     POOLED = "pooled"
@@ -40,12 +43,13 @@ class Treatment(StrEnum):
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor of the plan; ``reason`` says why it is not simply left to the method."""
+    """One tensor of the plan, with the method that applies to it; ``reason`` says why it is not simply left to that."""
 
     name: str
     spec: TensorSpec
     role: Role
     treatment: Treatment
+    method: Method
     reason: str = ""
 
 
@@ -58,7 +62,9 @@ class MergePlan:
             expert when there is none.
         base: the base model, or None.
         experts: the experts, in the order of their weights.
-        method: the method with its parameters.
+        method: the method with its parameters; rules may give single tensors another one.
+        rules: the rules that do.
+        then: post-processors of the merged task vectors.
         rows: one per tensor, in the order of the template; tied names are left out.
         ties: names that share another tensor's data, with the name that owns it.
         warnings: what the user should know.
@@ -71,6 +77,8 @@ class MergePlan:
     method: Method
     rows: Sequence[Row]
     ties: Mapping[str, str] = field(default_factory=dict)
+    rules: Sequence[Rule] = ()
+    then: Sequence[PostProcessor] = ()
     warnings: Sequence[str] = ()
     batch_norm: BatchNorm = "average"
     dtype: torch.dtype | None = None
@@ -99,6 +107,8 @@ def plan_merge(
     experts: Sequence[Checkpoint],
     method: Method,
     *,
+    rules: Sequence[Rule | Mapping[str, Any]] = (),
+    then: Sequence[PostProcessor | Mapping[str, Any] | str] = (),
     batch_norm: BatchNorm = "average",
     dtype: str | None = None,
     workers: int | None = None,
@@ -109,6 +119,8 @@ def plan_merge(
         base: the model that the experts were trained from; None for methods that need none.
         experts: fine-tuned models with the same tensors.
         method: merging method.
+        rules: other settings for some tensors, see :func:`~nemo_merge.merging.rules.parse_rules`.
+        then: post-processors of the merged task vectors, by name or as mappings with name and parameters.
         batch_norm: what happens to running statistics. ``average`` takes the experts' mean, ``pooled`` the statistics
             of their pooled data (law of total variance), ``base`` leaves the base's.
         dtype: type of the merged weights (``float32``, ``float16``, ``bfloat16``, ``float64``); the base's by default.
@@ -116,19 +128,43 @@ def plan_merge(
 
     Raises:
         PlanError: with every problem found: missing, additional or differently shaped tensors, other model classes,
-            tokenizers or architectures, values that are not finite, negative variances, too few experts.
+            tokenizers or architectures, values that are not finite, negative variances, too few experts, rules that
+            match nothing.
         ConfigError: an option that does not exist, or another number of weights than experts.
     """
+    return plan_variants(
+        base, experts, [method], rules=rules, then=then, batch_norm=batch_norm, dtype=dtype, workers=workers
+    )[0]
+
+
+def plan_variants(
+    base: Checkpoint | None,
+    experts: Sequence[Checkpoint],
+    variants: Sequence[Method],
+    *,
+    rules: Sequence[Rule | Mapping[str, Any]] = (),
+    then: Sequence[PostProcessor | Mapping[str, Any] | str] = (),
+    batch_norm: BatchNorm = "average",
+    dtype: str | None = None,
+    workers: int | None = None,
+) -> list[MergePlan]:
+    """One plan for each of several methods, reading the inputs once; arguments and errors as in :func:`plan_merge`."""
     if batch_norm not in get_args(BatchNorm):
         raise ConfigError(
             f"batch_norm={batch_norm!r} does not exist{did_you_mean(str(batch_norm), get_args(BatchNorm))}"
         )
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r} does not exist{did_you_mean(str(dtype), DTYPES)}")
-    problems = _check_counts(base, experts, method)
+    if isinstance(then, (str, Mapping)):
+        then = [then]
+    posts = [get_post(value) for value in then]
+    parsed = [parse_rules(rules, method, len(experts)) for method in variants]
+    used = [*variants, *(rule.method for some in parsed for rule in some if rule.method is not None)]
+    problems = list(dict.fromkeys(problem for method in used for problem in _check_counts(base, experts, method)))
     if problems:
         raise PlanError(problems)
-    method.resolved_weights(len(experts))
+    for method in used:
+        method.resolved_weights(len(experts))
     template = base if base is not None else experts[0]
     others = experts if base is not None else experts[1:]
     warnings: list[str] = []
@@ -136,38 +172,63 @@ def plan_merge(
     scans = _scan(template, experts, workers)
     for scan in scans.values():
         problems.extend(scan.problems)
+    roles = {name: role_of(name, template.specs[name].shape, template.specs[name].dtype) for name in scans}
+    problems.extend(_check_rules(parsed[0], roles, warnings, variants[0]) if parsed else [])
     if problems:
         raise PlanError(problems)
     if not any(scan.changed for scan in scans.values()):
         warnings.append("no expert differs from the base: the output will be a copy of it")
-    scale = method.resolved_scale(len(experts))
-    rows = [
-        _decide(name, template.specs[name], scans[name], method, batch_norm, scale)
-        for name in template.specs
-        if name not in template.ties
-    ]
-    return MergePlan(
-        template,
-        base,
-        list(experts),
-        method,
-        rows,
-        dict(template.ties),
-        warnings,
-        batch_norm,
-        DTYPES[dtype] if dtype else None,
-    )
+    depths = depths_of(template.specs)
+    plans = []
+    for method, own in zip(variants, parsed, strict=True):
+        rows = []
+        for name, scan in scans.items():
+            rule = next((rule for rule in own if rule.matches(name, roles[name])), None)
+            chosen = rule.method_at(name, roles[name], depths.get(name)) if rule else method
+            rows.append(
+                _decide(name, template.specs[name], roles[name], scan, chosen, method, batch_norm, experts, rule)
+            )
+        plans.append(
+            MergePlan(
+                template,
+                base,
+                experts,
+                method,
+                rows,
+                template.ties,
+                own,
+                posts,
+                warnings,
+                batch_norm,
+                DTYPES[dtype] if dtype else None,
+            )
+        )
+    return plans
 
 
 def _check_counts(base: Checkpoint | None, experts: Sequence[Checkpoint], method: Method) -> list[str]:
-    needed = method.minimum_experts
+    least, most = method.minimum_experts, method.maximum_experts
     problems = []
-    if len(experts) < needed:
-        problems.append(f"{method.name} needs {needed} or more experts, but {len(experts)} are given")
-    needs_base = method.requires_base or (experts and method.resolved_scale(len(experts)) != 1)
-    if base is None and needs_base:
+    if len(experts) < least:
+        problems.append(f"{method.name} needs {least} or more experts, but {len(experts)} are given")
+    if most is not None and len(experts) > most:
+        problems.append(f"{method.name} takes {most} experts at most, but {len(experts)} are given")
+    if base is None and experts and method.requires_base(len(experts)):
         problems.append(f"{method.name} works on task vectors and needs a base; pass base=")
     return problems
+
+
+def _check_rules(rules: Sequence[Rule], roles: Mapping[str, Role], warnings: list[str], main: Method) -> Iterator[str]:
+    """Problems with rules that do nothing; what no rule matches is reported among the warnings."""
+    left = [name for name, role in roles.items() if role not in NEVER_MERGED]
+    for rule in rules:
+        if not any(rule.matches(name, roles[name]) for name in roles):
+            yield f"{rule.label} matches no tensor; nemo-merge inspect --tensors FILE lists their names"
+            continue
+        left = [name for name in left if not rule.matches(name, roles[name])]
+    if rules and left:
+        shown = ", ".join(left[:_SHOWN]) + (f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else "")
+        warnings.append(f"{len(left)} tensors match no rule and are merged by {main.name}: {shown}")
 
 
 def _scan(template: Checkpoint, experts: Sequence[Checkpoint], workers: int | None) -> dict[str, Scan]:
@@ -177,38 +238,65 @@ def _scan(template: Checkpoint, experts: Sequence[Checkpoint], workers: int | No
         return dict(zip(names, results, strict=True))
 
 
-def _decide(name: str, spec: TensorSpec, scan: Scan, method: Method, batch_norm: BatchNorm, scale: float) -> Row:
-    role = role_of(name, spec.shape, spec.dtype)
+def _decide(
+    name: str,
+    spec: TensorSpec,
+    role: Role,
+    scan: Scan,
+    method: Method | None,
+    main: Method,
+    batch_norm: BatchNorm,
+    experts: Sequence[Checkpoint],
+    rule: Rule | None,
+) -> Row:
+    """The row of one tensor; ``method`` is None where a rule leaves it at the base."""
+    used = method or main
+
+    def row(treatment: Treatment, reason: str = "") -> Row:
+        return Row(name, spec, role, treatment, used, "; ".join(filter(None, [rule.label if rule else "", reason])))
+
     if role is Role.BUFFER:
-        return Row(name, spec, role, Treatment.COPY, "a counter, not a weight")
+        return row(Treatment.COPY, "a counter, not a weight")
     if role is Role.PREPROCESSOR:
-        return Row(name, spec, role, Treatment.COPY, "a constant of the feature extractor")
+        return row(Treatment.COPY, "a constant of the feature extractor")
     if not scan.changed:
-        return Row(name, spec, role, Treatment.COPY, "the same in all models")
-    if scale == 0:
-        return Row(name, spec, role, Treatment.COPY, "a scale of 0 merges nothing")
+        return row(Treatment.COPY, "the same in all models")
+    if method is None:
+        return row(Treatment.COPY, "left at the base")
+    if used.zero_scale_is_base and used.resolved_scale(len(experts)) == 0:
+        return row(Treatment.COPY, "a scale of 0 merges nothing")
     if role in (Role.BATCH_NORM_MEAN, Role.BATCH_NORM_VARIANCE):
         if batch_norm == "base":
-            return Row(name, spec, role, Treatment.COPY, "batch_norm=base")
+            return row(Treatment.COPY, "batch_norm=base")
         if batch_norm == "pooled" and role is Role.BATCH_NORM_VARIANCE:
-            return Row(name, spec, role, Treatment.POOLED, "statistics, not weights: law of total variance")
-        return Row(
-            name, spec, role, Treatment.AVERAGE, "statistics, not weights: arithmetic could make a variance negative"
-        )
-    if method.merges(role):
-        return Row(name, spec, role, Treatment.METHOD)
-    return Row(name, spec, role, Treatment.MEAN, f"{method.name} treats matrices only")
+            return row(Treatment.POOLED, "statistics, not weights: law of total variance")
+        return row(Treatment.AVERAGE, "statistics, not weights: arithmetic could make a variance negative")
+    if used.merges(role):
+        return row(Treatment.METHOD)
+    return row(Treatment.MEAN, f"{used.name} treats matrices only")
 
 
 def plan_table(plan: MergePlan) -> Any:
     """The plan as a table for the terminal (:class:`rich.table.Table`)."""
     from rich.table import Table
 
-    table = Table("tensor", "shape", "type", "role", "treatment", "reason", box=None, pad_edge=False)
+    table = Table("tensor", "shape", "type", "role", "treatment", "method", "reason", box=None, pad_edge=False)
     for row in plan.rows:
         shape = "x".join(map(str, row.spec.shape)) or "scalar"
         dtype = str(row.spec.dtype).removeprefix("torch.")
-        table.add_row(row.name, shape, dtype, row.role.value, row.treatment.value, row.reason)
+        table.add_row(row.name, shape, dtype, row.role.value, row.treatment.value, _settings(plan, row), row.reason)
     for alias, owner in plan.ties.items():
-        table.add_row(alias, "", "", "", "tied", f"shares the data of {owner}")
+        table.add_row(alias, "", "", "", "tied", "", f"shares the data of {owner}")
     return table
+
+
+def _settings(plan: MergePlan, row: Row) -> str:
+    """The method of a row, with the settings that are not its defaults."""
+    if row.treatment not in (Treatment.METHOD, Treatment.MEAN):
+        return ""
+    changed = [
+        f"{item.name}={getattr(row.method, item.name)}"
+        for item in dataclasses.fields(row.method)
+        if getattr(row.method, item.name) != item.default
+    ]
+    return " ".join([row.method.name, *changed])

@@ -13,7 +13,9 @@ import torch
 
 from .. import __version__
 from ..checkpoints import Checkpoint
+from ..methods import Method
 from .plan import MergePlan
+from .rules import BASE, Rule
 
 
 def record(plan: MergePlan, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -34,16 +36,14 @@ def record(plan: MergePlan, digests: Mapping[str, Mapping[str, str]]) -> dict[st
             entry["merged_from"] = dict(checkpoint.metadata.provenance)
         return entry
 
-    method = dataclasses.asdict(plan.method)
     count = len(plan.experts)
+    chosen: dict[str, Any] = {"nemo_merge": __version__, "method": _settings(plan.method, count)}
+    if plan.rules:
+        chosen["rules"] = [_rule(rule, count) for rule in plan.rules]
+    if plan.then:
+        chosen["then"] = [{"name": post.name, **dataclasses.asdict(post)} for post in plan.then]
     return {
-        "nemo_merge": __version__,
-        "method": {
-            "name": plan.method.name,
-            **method,
-            "scale": plan.method.resolved_scale(count),
-            "weights": plan.method.resolved_weights(count).tolist(),
-        },
+        **chosen,
         "base": describe(plan.base) if plan.base is not None else None,
         "experts": [describe(expert) for expert in plan.experts],
         "batch_norm": plan.batch_norm,
@@ -51,6 +51,27 @@ def record(plan: MergePlan, digests: Mapping[str, Mapping[str, str]]) -> dict[st
         "tensors": plan.decisions(),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
     }
+
+
+def _settings(method: Method, experts: int) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        **dataclasses.asdict(method),
+        "scale": method.resolved_scale(experts),
+        "weights": method.resolved_weights(experts).tolist(),
+    }
+
+
+def _rule(rule: Rule, experts: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    if rule.match is not None:
+        entry["match"] = rule.match.pattern
+    if rule.group is not None:
+        entry["group"] = rule.group
+    entry["method"] = _settings(rule.method, experts) if rule.method is not None else BASE
+    if rule.weights is not None:
+        entry["weights"] = [list(weight) if isinstance(weight, tuple) else weight for weight in rule.weights]
+    return entry
 
 
 def start_digests(plan: MergePlan, pool: Executor) -> dict[str, Future[dict[str, str]]]:

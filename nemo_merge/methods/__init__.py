@@ -8,23 +8,35 @@ import pkgutil
 from ._blocks import Block, Blocks, TaskVectors
 from ._method import Method, SpectralMethod, TaskVectorMethod, WeightMethod
 from ._parameters import Parameter, parameter, parameters
+from ._post import Place, PostProcessor, get_post, post_class, post_names, register_post
 from ._registry import get, method_class, names, register
+from ._span import Gram, SpanMethod
+from ._sparse import SparseMethod
 
 __all__ = [
     "Block",
     "Blocks",
+    "Gram",
     "Method",
     "Parameter",
+    "Place",
+    "PostProcessor",
+    "SpanMethod",
+    "SparseMethod",
     "SpectralMethod",
     "TaskVectorMethod",
     "TaskVectors",
     "WeightMethod",
     "get",
+    "get_post",
     "method_class",
     "names",
     "parameter",
     "parameters",
+    "post_class",
+    "post_names",
     "register",
+    "register_post",
 ]
 
 for _module in pkgutil.iter_modules(__path__):

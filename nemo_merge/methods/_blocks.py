@@ -20,16 +20,22 @@ class Block:
         base: rows of the base model.
         experts: the same rows of every expert.
         start: index of the first element in the flattened tensor (in the whole model for methods of model scope).
+        name: name of the tensor.
     """
 
     base: Float[Tensor, "*shape"]
     experts: Float[Tensor, "experts *shape"]
     start: int
+    name: str = ""
 
     @property
     def deltas(self) -> Float[Tensor, "experts *shape"]:
         """Task vectors: expert minus base."""
         return self.experts - self.base
+
+    def weighted(self, weights: Float[Tensor, " experts"]) -> Float[Tensor, "experts *shape"]:
+        """Task vectors, each times its expert's weight."""
+        return self.deltas.mul_(weights.to(self.base).view(-1, *[1] * self.base.dim()))
 
 
 class Blocks(ABC):
@@ -48,7 +54,7 @@ class TaskVectors(Sequence[Tensor]):
     """
 
     def __init__(self, base: Tensor, experts: Sequence[Tensor], weights: Float[Tensor, " experts"]) -> None:
-        self._base, self._experts, self._weights = base, experts, weights
+        self._base, self._experts, self.weights = base, experts, weights
         self.shape = (base.shape[0], base[0].numel())
         """Rows and columns: whatever follows the first dimension counts as columns."""
 
@@ -62,5 +68,16 @@ class TaskVectors(Sequence[Tensor]):
     def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
+        return self.unweighted(index).mul_(float(self.weights[index]))
+
+    def unweighted(self, index: int) -> Float[Tensor, "rows columns"]:
+        """The task vector of one expert without its weight."""
         delta = self._experts[index].to(self._base.device, torch.float64, copy=True).sub_(self._base)
-        return delta.mul_(float(self._weights[index])).view(self.shape)
+        return delta.view(self.shape)
+
+    def sum(self) -> Float[Tensor, "rows columns"]:
+        """The sum of the weighted task vectors."""
+        total = self[0]
+        for index in range(1, len(self)):
+            total += self[index]
+        return total

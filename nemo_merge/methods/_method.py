@@ -1,10 +1,9 @@
-"""What a merging method is: a small frozen dataclass with one function to write."""
+"""What a merging method is: a small frozen dataclass with one or two functions to write."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -27,8 +26,12 @@ class Method(ABC):
     name: ClassVar[str]
     family: ClassVar[str]
     source: ClassVar[str]
-    requires_base: ClassVar[bool] = True
     minimum_experts: ClassVar[int] = 1
+    maximum_experts: ClassVar[int | None] = None
+    late: ClassVar[tuple[str, ...]] = ("scale",)
+    """Parameters that are used only after the expensive part: a sweep over them does not repeat it."""
+    zero_scale_is_base: ClassVar[bool] = True
+    """Whether a scale of 0 gives the base."""
 
     scale: float | None = parameter(None, "Factor on the merged task vector (lambda); by default the method's own.")
     weights: tuple[float, ...] | None = parameter(None, "One factor per expert; by default 1 each.")
@@ -55,6 +58,10 @@ class Method(ABC):
         """The scale that applies to so many experts."""
         return self.default_scale(experts) if self.scale is None else float(self.scale)
 
+    def applied_scale(self, experts: int) -> float:
+        """What the merged task vector is still to be multiplied by: the scale, unless it is used before."""
+        return self.resolved_scale(experts)
+
     def resolved_weights(self, experts: int) -> Float[Tensor, " experts"]:
         """One weight per expert, float64.
 
@@ -67,8 +74,13 @@ class Method(ABC):
             raise ConfigError(f"{self.name}: {len(self.weights)} weights for {experts} experts; give one per expert")
         return torch.tensor(self.weights, dtype=torch.float64)
 
+    def early(self) -> Method:
+        """The method with its ``late`` parameters at their defaults: the same for all that share the rest."""
+        defaults: dict[str, Any] = {item.name: item.default for item in fields(self) if item.name in self.late}
+        return replace(self, **defaults)
+
     def merges(self, role: Role) -> bool:
-        """Whether tensors of this role take the method's own arithmetic; the others take the mean task vector."""
+        """Whether tensors of this role take the method's own arithmetic; the others take :meth:`rest`."""
         return role not in NEVER_MERGED
 
     def statistics(self, blocks: Blocks, weights: Float[Tensor, " experts"]) -> Any:
@@ -76,8 +88,26 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def merge_block(self, block: Block, weights: Float[Tensor, " experts"], statistics: Any) -> Float[Tensor, "*shape"]:
-        """The merged rows, in the type of the block."""
+    def combine_block(
+        self, block: Block, weights: Float[Tensor, " experts"], statistics: Any
+    ) -> Float[Tensor, "*shape"]:
+        """The merged task vector of the rows, before ``scale``, in the type of the block."""
+
+    def finish(self, base: Float[Tensor, "*shape"], combined: Tensor, experts: int) -> Float[Tensor, "*shape"]:
+        """The merged rows from what :meth:`combine_block` gave."""
+        return base + self.applied_scale(experts) * self.delta(base, combined)
+
+    def delta(self, base: Float[Tensor, "*shape"], combined: Tensor) -> Float[Tensor, "*shape"]:
+        """The merged task vector from what :meth:`combine_block` gave."""
+        return combined
+
+    def rest(self, block: Block, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*shape"]:
+        """The merged task vector, before ``scale``, of a tensor that the method does not treat itself: the mean."""
+        return torch.einsum("t...,t->...", block.deltas, (weights / len(weights)).to(block.base))
+
+    def requires_base(self, experts: int) -> bool:
+        """Whether the method cannot do without a base."""
+        return True
 
     @property
     def whole_model(self) -> bool:
@@ -85,16 +115,18 @@ class Method(ABC):
         return False
 
     @property
-    def blockwise(self) -> bool:
-        """Whether the method can merge a tensor piece by piece; if not, the block it gets is the whole tensor."""
-        return True
+    def by_row(self) -> bool:
+        """Whether the method looks at whole rows; a tensor of one dimension is then one row."""
+        return False
 
 
 class WeightMethod(Method):
     """A method that combines the weights of the experts themselves; it needs a base only when ``scale`` is not 1."""
 
     family: ClassVar[str] = "parameter space"
-    requires_base: ClassVar[bool] = False
+
+    def requires_base(self, experts: int) -> bool:
+        return self.resolved_scale(experts) != 1.0
 
     @abstractmethod
     def combine(
@@ -102,10 +134,16 @@ class WeightMethod(Method):
     ) -> Float[Tensor, "*shape"]:
         """The merged weights."""
 
-    def merge_block(self, block: Block, weights: Float[Tensor, " experts"], statistics: Any) -> Float[Tensor, "*shape"]:
-        merged = self.combine(block.experts, weights)
-        scale = self.resolved_scale(len(weights))
-        return merged if scale == 1.0 else block.base + scale * (merged - block.base)
+    def combine_block(
+        self, block: Block, weights: Float[Tensor, " experts"], statistics: Any
+    ) -> Float[Tensor, "*shape"]:
+        return self.combine(block.experts, weights)
+
+    def delta(self, base: Float[Tensor, "*shape"], combined: Tensor) -> Float[Tensor, "*shape"]:
+        return combined - base
+
+    def finish(self, base: Float[Tensor, "*shape"], combined: Tensor, experts: int) -> Float[Tensor, "*shape"]:
+        return combined if self.resolved_scale(experts) == 1.0 else super().finish(base, combined, experts)
 
 
 class TaskVectorMethod(Method):
@@ -119,44 +157,49 @@ class TaskVectorMethod(Method):
     ) -> Float[Tensor, "*shape"]:
         """The merged task vector, before ``scale``."""
 
-    def merge_block(self, block: Block, weights: Float[Tensor, " experts"], statistics: Any) -> Float[Tensor, "*shape"]:
-        return block.base + self.resolved_scale(len(weights)) * self.combine(block.deltas, weights)
+    def combine_block(
+        self, block: Block, weights: Float[Tensor, " experts"], statistics: Any
+    ) -> Float[Tensor, "*shape"]:
+        return self.combine(block.deltas, weights)
 
 
+@dataclass(frozen=True)
 class SpectralMethod(Method):
     """A method that works on singular values and vectors: it treats matrices and pointwise convolutions.
 
-    All other tensors take the mean of the (weighted) task vectors, times ``scale``.
+    All other tensors take the mean of the (weighted) task vectors, times ``scale``. What is expensive goes into
+    :meth:`factors`, what depends on the parameters in ``late`` into :meth:`assemble`.
     """
 
     family: ClassVar[str] = "task subspace"
 
+    conv_as_matrix: bool = parameter(
+        False, "Treat convolutions of larger kernels as matrices [out, in * kernel] too; never depthwise ones."
+    )
+
     @abstractmethod
+    def factors(self, deltas: TaskVectors) -> Any:
+        """What is needed of the weighted task vectors of a matrix, whatever the values of the ``late`` parameters."""
+
+    def assemble(self, factors: Any) -> Float[Tensor, "rows columns"]:
+        """The merged task vector of a matrix, before ``scale``; float64."""
+        assert isinstance(factors, Tensor)
+        return factors
+
     def combine_matrix(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
         """The merged task vector of a matrix from the weighted task vectors, before ``scale``; float64 in and out."""
+        return self.assemble(self.factors(deltas))
 
     def merges(self, role: Role) -> bool:
-        return role in MATRIX_LIKE
+        return role in MATRIX_LIKE or (self.conv_as_matrix and role is Role.CONV)
 
-    @property
-    def blockwise(self) -> bool:
-        return False
-
-    def merge_whole(
-        self,
-        base: Float[Tensor, "*shape"],
-        experts: Sequence[Float[Tensor, "*shape"]],
-        weights: Float[Tensor, " experts"],
+    def combine_block(
+        self, block: Block, weights: Float[Tensor, " experts"], statistics: Any
     ) -> Float[Tensor, "*shape"]:
-        """The merged tensor, in float64."""
-        merged = self.combine_matrix(TaskVectors(base, experts, weights)).reshape(base.shape)
-        return merged.mul_(self.resolved_scale(len(experts))).add_(base)
-
-    def merge_block(self, block: Block, weights: Float[Tensor, " experts"], statistics: Any) -> Float[Tensor, "*shape"]:
-        return self.merge_whole(block.base, list(block.experts), weights).to(block.base)
+        merged = self.combine_matrix(TaskVectors(block.base, list(block.experts), weights))
+        return merged.reshape(block.base.shape).to(block.base)
 
 
-def mean_of_task_vectors(block: Block, weights: Float[Tensor, " experts"], scale: float) -> Float[Tensor, "*shape"]:
-    """Base plus the scaled mean of the weighted task vectors: what a method does to roles it does not merge itself."""
-    shares = (weights / len(weights)).to(block.base)
-    return block.base + scale * torch.einsum("t...,t->...", block.deltas, shares)
+def sum_of_task_vectors(block: Block, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*shape"]:
+    """The weighted sum of the task vectors."""
+    return torch.einsum("t...,t->...", block.deltas, weights.to(block.base))

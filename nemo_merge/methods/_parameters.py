@@ -77,9 +77,9 @@ class Parameter:
 def parameters(cls: type) -> list[Parameter]:
     """The parameters of a method, its own first, then those that every method has (``scale`` and ``weights``)."""
     hints = get_type_hints(cls)
-    common = ("scale", "weights")
+    common = ("conv_as_matrix", "scale", "weights")
     own = [item for item in fields(cls) if item.name not in common]
-    shared = [item for item in fields(cls) if item.name in common]
+    shared = sorted((item for item in fields(cls) if item.name in common), key=lambda item: common.index(item.name))
     return [
         Parameter(
             name=item.name,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from ..errors import ConfigError, did_you_mean
 from ._method import Method
 from ._parameters import parameters
+
+logger = logging.getLogger("nemo_merge")
 
 _REGISTRY: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=type[Method])
@@ -23,8 +28,22 @@ def register(cls: M) -> M:
     return cls
 
 
+@functools.cache
+def load_plugins() -> None:
+    """Imports the methods that other packages announce under the entry point ``nemo_merge.methods``.
+
+    A plug-in that cannot be imported is named in a warning and left out; it must not stand in the way of a merge.
+    """
+    for point in entry_points(group="nemo_merge.methods"):
+        try:
+            point.load()  # registers what it defines
+        except Exception as error:  # whatever a stranger's module raises
+            logger.warning("the plug-in %s (%s) cannot be loaded: %s", point.name, point.value, error)
+
+
 def names() -> list[str]:
-    """Names of all methods, in alphabetical order."""
+    """Names of all methods, those of plug-ins included, in alphabetical order."""
+    load_plugins()
     return sorted(_REGISTRY)
 
 
@@ -34,6 +53,8 @@ def method_class(name: str) -> type[Method]:
     Raises:
         ConfigError: there is no such method; the message suggests one that is spelt alike.
     """
+    if name not in _REGISTRY:
+        load_plugins()
     if name not in _REGISTRY:
         raise ConfigError(f"there is no merging method {name!r}{did_you_mean(name, _REGISTRY)}")
     return _REGISTRY[name]

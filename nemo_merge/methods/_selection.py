@@ -1,10 +1,11 @@
-"""Exact top-k selection by magnitude over tensors, or whole models, that are never in memory at once."""
+"""Exact top-k selection over tensors, or whole models, that are never in memory at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,68 +14,98 @@ from ._blocks import Block, Blocks
 
 _EVERYTHING = torch.iinfo(torch.int64).max
 
+Values = Callable[[Block], Float[Tensor, "lists *shape"]]
+"""What is ranked: one or several lists of values, computed from a block."""
+
 
 class Selection(NamedTuple):
-    """Which entries belong to the largest, for each expert.
+    """Which entries belong to the largest of each list.
 
     Attributes:
-        threshold: entries of larger magnitude belong to them, entries of smaller magnitude do not.
+        threshold: larger entries belong to them, smaller ones do not.
         last: among entries exactly at the threshold, those up to this flat index belong to them.
     """
 
-    threshold: Float[Tensor, " experts"]
-    last: Int[Tensor, " experts"]
+    threshold: Float[Tensor, " lists"]
+    last: Int[Tensor, " lists"]
 
-    def mask(self, block: Block, values: Float[Tensor, "experts *shape"]) -> Bool[Tensor, "experts *shape"]:
-        """True where an entry of the block is selected."""
-        magnitudes = _magnitudes(values)
-        threshold = _per_expert(self.threshold.to(magnitudes), magnitudes)
+    def mask(self, block: Block, values: Float[Tensor, "lists *shape"]) -> Bool[Tensor, "lists *shape"]:
+        """True where an entry of the block is selected; ``values`` are those that were ranked."""
+        ranked = values.to(torch.float32)
+        threshold = _per_list(self.threshold.to(ranked), ranked)
         index = torch.arange(block.start, block.start + block.base.numel(), device=values.device).view(block.base.shape)
-        at_threshold = (magnitudes == threshold) & (index <= _per_expert(self.last.to(index), magnitudes))
-        return (magnitudes > threshold) | at_threshold
+        at_threshold = (ranked == threshold) & (index <= _per_list(self.last.to(index), ranked))
+        return (ranked > threshold) | at_threshold
 
 
-def largest_magnitudes(blocks: Blocks, density: float, experts: int) -> Selection:
-    """Selects, for each expert, exactly ``floor(density * numel)`` entries of the task vector of largest magnitude.
+def share_of(blocks: Blocks, share: float, lists: int) -> Int[Tensor, " lists"]:
+    """``floor(share * numel)`` for every list; the slack keeps 0.2 * 10 from being 1."""
+    return torch.full((lists,), int(share * blocks.numel + 1e-9), dtype=torch.int64)
 
-    Magnitudes are compared as float32; among equal ones the lowest index wins, so that the result does not depend
-    on how the tensor is cut. Memory is constant: the k-th largest value is found digit by digit, from two histograms
-    of the 16 high and the 16 low bits of the float's bit pattern, which for positive numbers sorts like the number.
+
+def largest(blocks: Blocks, values: Values, counts: Int[Tensor, " lists"]) -> Selection:
+    """Selects, from each list of values, exactly so many of the largest.
+
+    Values are compared as float32; among equal ones the lowest index wins, so that the result does not depend on how
+    the tensor is cut. Memory is constant: the k-th largest value is found digit by digit, from two histograms of the
+    16 high and the 16 low bits of the float's bit pattern, mapped so that it sorts like the number.
 
     Args:
         blocks: the tensor, or the model.
-        density: share of entries to select, 0 to 1.
-        experts: number of experts.
+        values: what is ranked.
+        counts: how many are wanted of each list.
     """
-    wanted = torch.full((experts,), int(density * blocks.numel + 1e-9), dtype=torch.int64)
-    if not wanted.any():
-        return Selection(torch.full((experts,), torch.inf), torch.full((experts,), -1))
-    high = _histogram(blocks, experts, lambda bits: bits >> 16)
+    if not counts.any():
+        return Selection(torch.full((len(counts),), torch.inf), torch.full((len(counts),), -1))
+    wanted = counts.clamp_min(1)
+    high = _histogram(blocks, values, len(counts), lambda key: (key >> 16) + (1 << 15))
     high_digit, remaining = _digit(high, wanted)
-    low = _histogram(blocks, experts, lambda bits: bits & 0xFFFF, keep=high_digit)
+    low = _histogram(blocks, values, len(counts), lambda key: key & 0xFFFF, keep=high_digit - (1 << 15))
     low_digit, remaining = _digit(low, remaining)
-    threshold = ((high_digit << 16) | low_digit).to(torch.int32).view(torch.float32)
+    threshold = _from_key(((high_digit - (1 << 15)) << 16) | low_digit)
     equal = low.gather(1, low_digit[:, None]).squeeze(1)
-    last = torch.full((experts,), _EVERYTHING)
+    last = torch.full((len(counts),), _EVERYTHING)
     if (equal > remaining).any():  # more entries at the threshold than places left: find the index of the last one
-        last = _last_index(blocks, threshold, remaining)
-    return Selection(threshold, last)
+        last = _last_index(blocks, values, threshold, remaining)
+    nothing = counts == 0
+    return Selection(torch.where(nothing, torch.inf, threshold), torch.where(nothing, -1, last))
+
+
+def quantiles(blocks: Blocks, values: Values, ranks: Sequence[int], lists: int) -> Float[Tensor, "ranks lists"]:
+    """Order statistics: the value of every rank (0 is the smallest) in each list."""
+    places = [largest(blocks, values, torch.full((lists,), blocks.numel - rank)).threshold for rank in ranks]
+    return torch.stack(places)
+
+
+def _key(values: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Bit patterns of float32 numbers as integers that sort like the numbers; both zeros are one."""
+    bits = (values.to(torch.float32) + 0.0).view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _from_key(key: Int[Tensor, " lists"]) -> Float[Tensor, " lists"]:
+    bits = key.to(torch.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
 def _histogram(
-    blocks: Blocks, experts: int, digit: Callable[[Tensor], Tensor], keep: Int[Tensor, " experts"] | None = None
-) -> Int[Tensor, "experts 65536"]:
-    counts = torch.zeros(experts, 1 << 16, dtype=torch.int64)
+    blocks: Blocks,
+    values: Values,
+    lists: int,
+    digit: Callable[[Tensor], Tensor],
+    keep: Int[Tensor, " lists"] | None = None,
+) -> Int[Tensor, "lists 65536"]:
+    counts = torch.zeros(lists, 1 << 16, dtype=torch.int64)
     for block in blocks:
-        for expert, delta in enumerate(block.deltas):
-            bits = _magnitudes(delta).reshape(-1).view(torch.int32)
+        for place, row in enumerate(values(block)):
+            key = _key(row.reshape(-1))
             if keep is not None:
-                bits = bits[(bits >> 16) == int(keep[expert])]
-            counts[expert] += torch.bincount(digit(bits), minlength=1 << 16).cpu()
+                key = key[(key >> 16) == int(keep[place])]
+            counts[place] += torch.bincount(digit(key), minlength=1 << 16).cpu()
     return counts
 
 
-def _digit(counts: Int[Tensor, "experts 65536"], wanted: Int[Tensor, " experts"]) -> tuple[Tensor, Tensor]:
+def _digit(counts: Int[Tensor, "lists 65536"], wanted: Int[Tensor, " lists"]) -> tuple[Tensor, Tensor]:
     """The digit of the wanted-th largest value, and how many of that digit are still wanted."""
     from_above = counts.flip(1).cumsum(1)
     position = torch.searchsorted(from_above, wanted[:, None]).squeeze(1)
@@ -83,24 +114,33 @@ def _digit(counts: Int[Tensor, "experts 65536"], wanted: Int[Tensor, " experts"]
 
 
 def _last_index(
-    blocks: Blocks, threshold: Float[Tensor, " experts"], wanted: Int[Tensor, " experts"]
-) -> Int[Tensor, " experts"]:
+    blocks: Blocks, values: Values, threshold: Float[Tensor, " lists"], wanted: Int[Tensor, " lists"]
+) -> Int[Tensor, " lists"]:
     last = torch.full_like(wanted, -1)
     remaining = wanted.clone()
     for block in blocks:
-        for expert, delta in enumerate(block.deltas):
-            if remaining[expert] > 0:
-                found = (_magnitudes(delta).reshape(-1) == threshold[expert].to(delta.device)).nonzero().squeeze(1)
-                taken = min(len(found), int(remaining[expert]))
+        for place, row in enumerate(values(block)):
+            if remaining[place] > 0:
+                ranked = row.reshape(-1).to(torch.float32)
+                found = (ranked == threshold[place].to(ranked.device)).nonzero().squeeze(1)
+                taken = min(len(found), int(remaining[place]))
                 if taken:
-                    last[expert] = block.start + int(found[taken - 1])
-                    remaining[expert] -= taken
+                    last[place] = block.start + int(found[taken - 1])
+                    remaining[place] -= taken
     return last
 
 
-def _magnitudes(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    return values.abs().to(torch.float32)
-
-
-def _per_expert(values: Tensor, like: Tensor) -> Tensor:
+def _per_list(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.device).view(-1, *[1] * (like.dim() - 1))
+
+
+def largest_in(values: Float[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape"]:
+    """True at exactly ``count`` of the largest of values that are in memory, lowest index first among equals."""
+    flat = values.reshape(-1)
+    if count <= 0 or count >= len(flat):
+        return torch.full_like(values, count > 0, dtype=torch.bool)
+    threshold = float(np.partition(flat.numpy(force=True), len(flat) - count)[len(flat) - count])
+    mask = flat > threshold
+    equal = (flat == threshold).nonzero().squeeze(1)
+    mask[equal[: count - int(mask.sum())]] = True
+    return mask.view(values.shape)

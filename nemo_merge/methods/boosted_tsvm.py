@@ -31,6 +31,7 @@ class BoostedTsvm(Tsvm):
 
     name: ClassVar[str] = "boosted_tsvm"
     source: ClassVar[str] = "Carvalho et al., 2026, arXiv 2603.05354"
+    late: ClassVar[tuple[str, ...]] = ("scale", "beta", "energy_power", "energy_scope")
 
     beta: float = parameter(
         0.3,

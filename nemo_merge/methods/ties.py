@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ._blocks import Block, Blocks
 from ._method import Method
 from ._parameters import parameter
 from ._registry import register
-from ._selection import Selection, largest_magnitudes
+from ._selection import Selection, largest, share_of
 
 
 @register
@@ -45,23 +45,25 @@ class Ties(Method):
 
     def statistics(self, blocks: Blocks, weights: Float[Tensor, " experts"]) -> Selection | None:
         # Weights are per expert, so they do not change which of an expert's entries are the largest.
-        return None if self.density == 1 else largest_magnitudes(blocks, self.density, len(weights))
+        if self.density == 1:
+            return None
+        return largest(blocks, _magnitudes, share_of(blocks, self.density, len(weights)))
 
-    def merge_block(
+    def combine_block(
         self, block: Block, weights: Float[Tensor, " experts"], statistics: Selection | None
     ) -> Float[Tensor, "*shape"]:
-        deltas = block.deltas
-        kept = statistics.mask(block, deltas) if statistics is not None else torch.ones_like(deltas, dtype=torch.bool)
-        weighted = deltas * weights.to(deltas).view(-1, *[1] * block.base.dim())
-        merged = mean_of_the_agreeing(weighted, kept)
-        return block.base + self.resolved_scale(len(weights)) * merged
+        deltas = block.weighted(weights)
+        if statistics is None:
+            return mean_of_the_agreeing(deltas)
+        return mean_of_the_agreeing(torch.where(statistics.mask(block, _magnitudes(block)), deltas, 0))
 
 
-def mean_of_the_agreeing(
-    deltas: Float[Tensor, "experts *shape"], kept: Bool[Tensor, "experts *shape"]
-) -> Float[Tensor, "*shape"]:
-    """Mean over the kept entries that have the sign of their sum."""
-    deltas = torch.where(kept, deltas, 0)
+def _magnitudes(block: Block) -> Float[Tensor, "experts *shape"]:
+    return block.deltas.abs_()
+
+
+def mean_of_the_agreeing(deltas: Float[Tensor, "experts *shape"]) -> Float[Tensor, "*shape"]:
+    """Mean over the entries that are not zero and have the sign of their sum; 0 where the sum is 0."""
     sign = deltas.sum(0).sign()
     agreeing = deltas.sign() == sign
     count = (agreeing & (deltas != 0)).sum(0)

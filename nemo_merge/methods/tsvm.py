@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -53,18 +53,34 @@ class Tsvm(SpectralMethod):
     )
     steps: int = parameter(5, "Number of Newton-Schulz steps.", low=1, high=50)
 
-    def combine_matrix(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
+    def factors(self, deltas: TaskVectors) -> TsvmFactors:
         fraction = 1.0 / len(deltas) if self.rank_fraction is None else self.rank_fraction
         rank = max(1, int(fraction * min(deltas.shape) + 1e-9))
         parts = [thin_svd(delta, rank) for delta in deltas]
         u = torch.cat([part.u for part in parts], dim=1)
-        s = torch.cat([self.boost(part.s, rank)[:rank] for part in parts])
         vt = torch.cat([part.vt for part in parts], dim=0)
+        spectra = [part.s for part in parts]
         del parts
-        u = orthogonalise(u, self.orthogonalizer, self.schedule, self.steps)
-        vt = orthogonalise(vt, self.orthogonalizer, self.schedule, self.steps)
-        return u.mul_(s) @ vt
+        return TsvmFactors(
+            orthogonalise(u, self.orthogonalizer, self.schedule, self.steps),
+            spectra,
+            orthogonalise(vt, self.orthogonalizer, self.schedule, self.steps),
+            rank,
+        )
+
+    def assemble(self, factors: TsvmFactors) -> Float[Tensor, "rows columns"]:
+        s = torch.cat([self.boost(spectrum, factors.rank)[: factors.rank] for spectrum in factors.spectra])
+        return (factors.u * s) @ factors.vt
 
     def boost(self, s: Float[Tensor, " short"], rank: int) -> Float[Tensor, " short"]:
         """Changes all singular values of one expert, of which the leading ``rank`` are then taken."""
         return s
+
+
+class TsvmFactors(NamedTuple):
+    """Orthogonalised bases of all experts side by side, and every expert's singular values."""
+
+    u: Float[Tensor, "rows kept"]
+    spectra: list[Float[Tensor, " short"]]
+    vt: Float[Tensor, "kept columns"]
+    rank: int

@@ -75,7 +75,7 @@ def test_a_yaml_file_and_overrides_after_it(inputs, tmp_path, capsys, monkeypatc
         (["base_modle=x"], "there is no setting 'base_modle'; did you mean 'base'?"),
         (["method.bta=0.3"], "has no parameter 'bta'; did you mean 'beta'?"),
         (["method.beta=7"], "beta=7 is out of range: 0 <= x <= 1"),
-        (["method.beta=0.1,0.2"], "several values; run one merge for each"),
+        (["method.beta=0.1,0.2"], "several values; nemo-merge sweep"),
         (["method.name.x=1"], "'name' is a value"),
         (["workers=many"], "workers: Value 'many'"),
         (["overwrite=perhaps"], "overwrite: Value 'perhaps'"),

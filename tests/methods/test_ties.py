@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nemo_merge import merge_state_dicts
 from nemo_merge.merging.blocks import TensorBlocks
-from nemo_merge.methods._selection import largest_magnitudes
+from nemo_merge.methods._selection import largest, share_of
 from tests.fixtures.models import family
 
 
@@ -90,8 +90,8 @@ def test_selection_takes_exactly_so_many_and_the_lowest_index_among_equals(
     delta = torch.tensor(values * rows).view(rows, len(values))
     blocks = TensorBlocks(torch.zeros_like(delta), [delta], torch.float32)
     blocks._step = 1  # the smallest blocks there are
-    selection = largest_magnitudes(blocks, density, 1)
-    mask = torch.cat([selection.mask(block, block.deltas)[0].reshape(-1) for block in blocks])
+    selection = largest(blocks, lambda block: block.deltas.abs(), share_of(blocks, density, 1))
+    mask = torch.cat([selection.mask(block, block.deltas.abs())[0].reshape(-1) for block in blocks])
     magnitudes = delta.reshape(-1).abs()
     wanted = sorted(range(delta.numel()), key=lambda i: (-float(magnitudes[i]), i))[
         : int(density * delta.numel() + 1e-9)

@@ -1,0 +1,130 @@
+"""Methods whose result is a linear combination of the inputs: they need inner products only."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import MergeError
+from ._blocks import Block, Blocks
+from ._method import Method
+from ._parameters import parameter
+
+Space = Literal["weights", "task_vectors"]
+
+
+class Gram:
+    """Inner products of base and task vectors, in float64, and vectors in their span.
+
+    A vector of the span is given by its coefficients on (base, task vectors); ``weights`` of the experts themselves are
+    base plus task vector. Differences between experts are differences of task vectors and lose no digits.
+    """
+
+    def __init__(self, products: Float[Tensor, "*rows vectors vectors"]) -> None:
+        self.products = products
+        self.experts = products.shape[-1] - 1
+
+    def vectors(self, space: str) -> Float[Tensor, "experts vectors"]:
+        """Coefficients of the experts: of their weights, or of their task vectors."""
+        eye = torch.eye(self.experts + 1, dtype=torch.float64)[1:]
+        if space == "weights":
+            eye[:, 0] = 1
+        return eye
+
+    def inner(self, a: Tensor, b: Tensor) -> Float[Tensor, "*rows"]:
+        """Inner product of two vectors."""
+        return torch.einsum("...i,...ij,...j->...", a, self.products, b)
+
+    def norm(self, a: Tensor) -> Float[Tensor, "*rows"]:
+        """Norm of a vector."""
+        return self.inner(a, a).clamp_min(0).sqrt()
+
+
+@dataclass(frozen=True)
+class SpanMethod(Method):
+    """A method that goes through the tensors once for inner products and once to combine them."""
+
+    family: ClassVar[str] = "parameter space"
+
+    @abstractmethod
+    def coefficients(self, gram: Gram, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*rows vectors"]:
+        """Coefficients of the merged task vector on (base, task vectors)."""
+
+    def statistics(self, blocks: Blocks, weights: Float[Tensor, " experts"]) -> Tensor | None:
+        if self.by_row:
+            return None
+        products = torch.zeros(len(weights) + 1, len(weights) + 1, dtype=torch.float64)
+        for block in blocks:
+            flat = _vectors(block).flatten(1)
+            products += (flat @ flat.mT).cpu()
+        return self.coefficients(Gram(products), weights)
+
+    def combine_block(
+        self, block: Block, weights: Float[Tensor, " experts"], statistics: Tensor | None
+    ) -> Float[Tensor, "*shape"]:
+        vectors = torch.cat([block.base[None], block.deltas])
+        if statistics is not None:
+            return torch.einsum("t,t...->...", statistics.to(vectors), vectors)
+        rows = _vectors(block).reshape(len(vectors), block.base.shape[0] if block.base.dim() > 1 else 1, -1)
+        products = torch.einsum("trn,srn->rts", rows, rows).cpu()
+        coefficients = self.coefficients(Gram(products), weights).to(vectors)
+        return torch.einsum("rt,trn->rn", coefficients, vectors.reshape(rows.shape)).view_as(block.base)
+
+
+@dataclass(frozen=True)
+class DirectionMethod(SpanMethod):
+    """A method that averages directions and norms apart, of weights or of task vectors."""
+
+    space: Space = parameter("weights", "What the directions are of.")
+
+    def requires_base(self, experts: int) -> bool:
+        return self.space == "task_vectors" or self.resolved_scale(experts) != 1.0
+
+
+def _vectors(block: Block) -> Float[Tensor, "vectors *shape"]:
+    return torch.cat([block.base.double()[None], block.experts.double() - block.base.double()])
+
+
+def sine_ratio(share: Tensor | float, angle: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+    """``sin(share * angle) / sin(angle)``, and its limit ``share`` at 0 and (for want of a direction) at pi."""
+    sine = angle.sin()
+    usable = sine.abs() > 1e-8
+    return torch.where(usable, (share * angle).sin() / torch.where(usable, sine, 1), share)
+
+
+def directions(
+    gram: Gram, shares: Float[Tensor, " experts"], space: Space
+) -> tuple[Float[Tensor, "experts vectors"], Float[Tensor, " experts"], Float[Tensor, " experts"]]:
+    """Unit vectors and norms of the experts that are not zero, with their shares."""
+    vectors = gram.vectors(space)
+    norms = torch.stack([gram.norm(vector) for vector in vectors])
+    there = norms > 0
+    return vectors[there] / norms[there, None], norms[there], shares[there]
+
+
+def unit_mean(
+    gram: Gram, units: Float[Tensor, "experts vectors"], shares: Float[Tensor, " experts"], name: str
+) -> Float[Tensor, " vectors"]:
+    """Direction of the weighted mean of unit vectors.
+
+    Raises:
+        MergeError: they cancel each other.
+    """
+    mean = (shares[:, None] * units).sum(0)
+    length = gram.norm(mean)
+    if length <= 1e-12 * shares.abs().sum():
+        raise MergeError(f"the merge by {name} has no mean direction: the experts point in opposite directions")
+    return mean / length
+
+
+def as_change(vector: Float[Tensor, "*rows vectors"], space: Space) -> Float[Tensor, "*rows vectors"]:
+    """A merged vector as coefficients of the change from the base."""
+    if space == "weights":
+        vector = vector.clone()
+        vector[..., 0] -= 1
+    return vector
