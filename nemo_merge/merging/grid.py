@@ -84,6 +84,10 @@ def sweep(
 def variants_of(method: str, grid: Mapping[str, Sequence[Any]], parameters: Mapping[str, Any]) -> dict[str, Method]:
     """The method for every combination of values, by a label such as ``ties-density=0.2,scale=1.0``.
 
+    Example:
+        >>> list(variants_of("ties", {"density": [0.2, 0.5]}, {"scale": 0.8}))
+        ['ties-density=0.2', 'ties-density=0.5']
+
     Raises:
         ConfigError: the grid is empty or holds a parameter twice, or a parameter does not exist.
     """

@@ -11,6 +11,8 @@ from typing import Any
 from ..scoring import Interval
 from .environment import environment
 
+_MERGES_BY_DOMAIN = 8  # with more of them, bars by domain cannot be told apart
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -53,7 +55,7 @@ def write_results(
     command: str,
     scores: Scores,
     domains: Mapping[str, str],
-    others: Mapping[str, str],
+    others: Mapping[str, Mapping[str, str]],
     merges: Mapping[str, Mapping[str, Any]],
     baseline: str,
     merge_seconds: Mapping[str, float],
@@ -68,7 +70,7 @@ def write_results(
         command: what made them.
         scores: error rates.
         domains: title of every domain that has an expert, by name.
-        others: title of every other test set, by name.
+        others: titles of the other test sets by name, by what they are; each group is a column.
         merges: parameters of every merge, by name.
         baseline: merge that the others are compared with.
         merge_seconds: CPU seconds of every merge.
@@ -85,9 +87,9 @@ def write_results(
         (
             "Intervals are 95 % bootstrap intervals over utterances. *Mean* is the unweighted mean over the domains "
             f"that have an expert; *against {baseline}* is the difference of that mean, with the same utterances drawn "
-            "for both. *Elsewhere* is the mean over sets that no expert was trained on: "
-            f"{', '.join(others.values())}. Methods run with their defaults where no parameter is shown; nothing was "
-            "tuned on these sets."
+            "for both. The columns after it are means over sets that no expert was trained on: "
+            + "; ".join(f"*{group}*: {', '.join(titles.values())}" for group, titles in others.items())
+            + ". Methods run with their defaults where no parameter is shown; nothing was tuned on these sets."
         ),
         f"![Word error rate by domain and method]({picture.name})",
         "## Every model on every set",
@@ -104,12 +106,18 @@ def write_results(
 def draw_error_rates(
     path: Path, scores: Scores, domains: Mapping[str, str], merges: Sequence[str], notice: str
 ) -> None:
-    """Bars of the error rate by domain and model with their intervals; the expert at home is a line."""
+    """Bars of the error rate by domain and model with their intervals; the expert at home is a line.
+
+    With many merges, the mean over the domains by model, best first.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    if len(merges) > _MERGES_BY_DOMAIN:
+        _draw_means(path, scores, domains, merges, notice)
+        return
     models = ["base", *merges]
     groups = [*domains, "mean"]
     colours = ["#9aa0a6", *(pyplot.colormaps["viridis"](index / len(merges)) for index in range(len(merges)))]
@@ -141,14 +149,41 @@ def draw_error_rates(
     pyplot.close(figure)
 
 
+def _draw_means(path: Path, scores: Scores, domains: Mapping[str, str], merges: Sequence[str], notice: str) -> None:
+    from matplotlib import pyplot
+
+    order = sorted(merges, key=lambda model: -scores.means[model].value)
+    figure, axes = pyplot.subplots(figsize=(9.5, 0.6 + 0.27 * len(order)), layout="constrained")
+    values = [scores.means[model] for model in order]
+    widths = [100 * value.value for value in values]
+    spread = [
+        [100 * (value.value - value.low) for value in values],
+        [100 * (value.high - value.value) for value in values],
+    ]
+    bars = axes.barh(order, widths, 0.75, xerr=spread, color="#2a788e", error_kw={"lw": 0.8, "ecolor": "#444"})
+    axes.bar_label(bars, [f"{width:.1f}" for width in widths], fontsize=7, padding=2)
+    base = 100 * scores.means["base"].value
+    home = 100 * sum(scores.interval(name, name).value for name in domains) / len(domains)
+    axes.axvline(base, color="#9aa0a6", lw=1.4, label="base")
+    axes.axvline(home, color="#c5221f", linestyle="--", lw=1.4, label="expert of each domain")
+    axes.set_xlabel(f"mean word error rate over {', '.join(domains.values())}, %")
+    axes.set_title(notice, fontsize=8, color="#555")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.margins(y=0.02)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def _main_table(
     scores: Scores,
     domains: Mapping[str, str],
-    others: Mapping[str, str],
+    others: Mapping[str, Mapping[str, str]],
     merges: Mapping[str, Mapping[str, Any]],
     merge_seconds: Mapping[str, float],
 ) -> str:
-    header = ["model", *domains.values(), "mean", f"against {_baseline(scores, merges)}", "elsewhere", "CPU-s to merge"]
+    header = ["model", *domains.values(), "mean", f"against {_baseline(scores, merges)}", *others, "CPU-s to merge"]
     rows = []
     for model in ("base", *domains, *merges):
         label = f"expert: {domains[model]}" if model in domains else _merge_label(model, merges.get(model, {}))
@@ -160,7 +195,7 @@ def _main_table(
                 *cells,
                 f"**{_shown(scores.means[model])}**",
                 _signed(difference) if difference else "",
-                f"{100 * scores.mean(model, list(others)):.1f}" if others else "",
+                *(f"{100 * scores.mean(model, list(titles)):.1f}" for titles in others.values()),
                 f"{merge_seconds[model]:.1f}" if model in merge_seconds else "",
             ]
         )
@@ -191,7 +226,11 @@ def _full_table(scores: Scores) -> str:
 
 
 def _merge_label(name: str, parameters: Mapping[str, Any]) -> str:
-    shown = ", ".join(f"{key} {value}" for key, value in parameters.items() if key != "method")
+    shown = ", ".join(
+        f"{key} {' + '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in parameters.items()
+        if key != "method"
+    )
     return f"{name} ({shown})" if shown else name
 
 

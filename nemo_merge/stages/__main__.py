@@ -150,6 +150,8 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
 
     try:
         settings: Any = OmegaConf.load(config)
+        if like := settings.pop("like", None):  # another configuration, of which this one changes some settings
+            settings = OmegaConf.merge(OmegaConf.load(config.parent / like), settings)
         changes: Any = OmegaConf.from_dotlist(list(overrides))
         for key in changes:
             if key not in settings:

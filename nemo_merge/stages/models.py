@@ -43,10 +43,11 @@ def merge(context: Context) -> None:
     for name, settings in context.config["merge"]["methods"].items():
         parameters = dict(settings or {})
         method = parameters.pop("method", name)
+        experts = parameters.pop("experts", context.config["domains"])
         started = time.process_time()
         done = merge_checkpoints(
             model_path(context, "base"),
-            [model_path(context, domain) for domain in context.config["domains"]],
+            [model_path(context, domain) for domain in experts],
             method,
             output=merged_path(context, name),
             overwrite=True,

@@ -18,6 +18,8 @@ from .engine import Context, identity, seconds_of
 from .models import merged_path, model_path
 from .workers import run_jobs
 
+_GROUPS = {"out_of_domain": "out of domain", "variety": "variety", "language": "other languages"}
+
 
 def decode(context: Context) -> None:
     """Stage 6: every model transcribes every test set."""
@@ -81,9 +83,7 @@ def write_report(context: Context) -> None:
         command=context.config["command"],
         scores=scores,
         domains={name: load(name).title for name in context.config["domains"]},
-        others={
-            name: load(name).title for name in context.config["decode"]["sets"] if name not in context.config["domains"]
-        },
+        others=_other_sets(context),
         merges={name: dict(values or {}) for name, values in context.config["merge"]["methods"].items()},
         baseline=context.config["score"]["baseline"],
         merge_seconds=merge_seconds,
@@ -91,6 +91,16 @@ def write_report(context: Context) -> None:
     )
     for path in made:
         context.say(f"wrote {path}")
+
+
+def _other_sets(context: Context) -> dict[str, dict[str, str]]:
+    """Titles of the test sets that no expert was trained on, by what they are."""
+    groups: dict[str, dict[str, str]] = {}
+    for name in context.config["decode"]["sets"]:
+        if name not in context.config["domains"]:
+            grammar = load(name)
+            groups.setdefault(_GROUPS.get(grammar.role, "other domains"), {})[name] = grammar.title
+    return groups
 
 
 def _models(context: Context) -> dict[str, Path]:
