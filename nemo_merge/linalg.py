@@ -98,9 +98,16 @@ def thin_svd(matrix: Float[Tensor, "rows columns"], rank: int | None = None) -> 
 def leading_part(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Tensor, "rows columns"]:
     """The best approximation of that rank (Eckart and Young): the leading singular triplets multiplied out.
 
-    By projection on the leading singular vectors of the short side, which needs no division by singular values.
-    For ranks that are a small share of the short side, a randomised SVD with a check of its residual; good to 1e-8 of
-    the matrix either way.
+    By projection on the leading singular vectors of the short side, from :func:`randomised_svd` when the rank is a
+    small share of it and the spectrum decays, else from the Gram matrix. Good to 1e-8 of the matrix where the singular
+    values on either side of the cut differ by more than a thousandth; where they are equal, the choice is arbitrary.
+
+    Args:
+        matrix: any real matrix.
+        rank: number of triplets; 0 gives zeros, the short side or more the matrix.
+
+    Returns:
+        In float64.
     """
     a = matrix.to(torch.float64)
     short = min(a.shape)
@@ -108,12 +115,57 @@ def leading_part(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Tens
         return torch.zeros_like(a)
     if rank >= short:
         return a.clone()
+    found = randomised_svd(a, rank) if _RANDOMISED_GAIN * (rank + _OVERSAMPLING) <= short else None
+    if found is not None:
+        return (found.u * found.s) @ found.vt
     tall = a.shape[0] >= a.shape[1]
     a = a if tall else a.mT
     _, vectors = torch.linalg.eigh(a.mT @ a)
     v = vectors[:, -rank:]
     part = (a @ v) @ v.mT
     return part if tall else part.mT.contiguous()
+
+
+_OVERSAMPLING = 8
+_RANDOMISED_GAIN = 8  # how many times the sketch must fit the short side before a randomised SVD pays
+
+
+def randomised_svd(
+    matrix: Float[Tensor, "rows columns"], rank: int, power_steps: int = 8, tolerance: float = 1e-9
+) -> Svd | None:
+    """Leading singular triplets by subspace iteration from a random start, or None when they cannot be trusted.
+
+    Halko, Martinsson and Tropp, 2011, algorithms 4.4 and 5.1, with 8 vectors to spare and a fixed seed. After every
+    step the residuals ``|A v_i - s_i u_i|`` are compared with the gap between singular values ``rank`` and
+    ``rank + 1``, since their quotient bounds the angle to the true subspace (Davis and Kahan): only when it is below
+    ``tolerance`` the triplets are returned; when the pace says that it will not be, the search ends at once. They are
+    then as good as those of :func:`thin_svd`: their product is within 1e-8 of the best approximation, relative to the
+    largest singular value. Flat spectra never pass.
+
+    Args:
+        matrix: any real matrix with a short side of more than ``rank + 8``.
+        rank: number of triplets wanted.
+        power_steps: largest number of steps.
+        tolerance: largest quotient of residual and gap.
+    """
+    a = matrix.to(torch.float64)
+    width = rank + _OVERSAMPLING
+    start = torch.randn(a.shape[1], width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    q = torch.linalg.qr(a @ start.to(a.device))[0]
+    before = torch.inf
+    for left in reversed(range(power_steps)):
+        q = torch.linalg.qr(a @ torch.linalg.qr(a.mT @ q)[0])[0]
+        small = q.mT @ a
+        u, s, vt = torch.linalg.svd(small, full_matrices=False)
+        u = q @ u[:, :rank]
+        residual = torch.linalg.matrix_norm(a @ vt[:rank].mT - u * s[:rank])
+        gap = s[rank - 1] - s[rank]
+        if residual <= tolerance * gap:
+            return Svd(u, s[:rank], vt[:rank])
+        if residual * (residual / before) ** left > tolerance * gap:
+            return None  # at this pace it will not get there
+        before = float(residual)
+    return None
 
 
 def left_basis(matrices: Sequence[Float[Tensor, "rows columns"]]) -> Float[Tensor, "rows rank"]:

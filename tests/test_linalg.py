@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nemo_merge.linalg import POLISH, RANK_TOLERANCE, SCHEDULES, orthogonalise, schedule_steps, thin_svd
+from nemo_merge.linalg import (
+    POLISH,
+    RANK_TOLERANCE,
+    SCHEDULES,
+    leading_part,
+    left_basis,
+    orthogonalise,
+    randomised_svd,
+    schedule_steps,
+    thin_svd,
+)
 
 SHAPES = [(40, 40), (60, 25), (25, 60), (1, 7), (7, 1), (1, 1)]
 
@@ -109,3 +119,54 @@ def test_polish_converges_to_the_polar_factor():
 def test_unknown_orthogonalizer():
     with pytest.raises(ValueError, match="unknown orthogonalizer"):
         orthogonalise(torch.eye(2), "qr")  # type: ignore[arg-type]
+
+
+SPECTRA = {
+    "decays by a power": torch.arange(1, 201, dtype=torch.float64) ** -1.0,
+    "decays fast": 0.7 ** torch.arange(200, dtype=torch.float64),
+    "noise above a few directions": torch.cat([torch.full((3,), 5.0), torch.linspace(1.0, 0.5, 197)]).double(),
+    "flat": torch.ones(200, dtype=torch.float64),
+    "low rank": torch.cat([torch.linspace(3.0, 1.0, 3), torch.zeros(197)]).double(),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("rank", [1, 3, 7])
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300)])
+def test_the_leading_part_is_the_best_approximation(name, rank, shape):
+    s = SPECTRA[name]
+    matrix = with_spectrum(*shape, s)
+    error = (matrix - leading_part(matrix, rank)).norm()
+    best = s[rank:].square().sum().sqrt()
+    assert abs(float(error - best)) < 1e-8 * float(s[0])
+    if s[rank - 1] > 1.001 * s[rank]:
+        u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
+        assert relative(leading_part(matrix, rank), u[:, :rank] * values[:rank] @ vt[:rank]) < 1e-8
+
+
+def test_a_randomised_svd_is_used_where_it_is_good_and_nowhere_else():
+    fast = randomised_svd(with_spectrum(300, 200, SPECTRA["decays fast"]), 7)
+    assert fast is not None
+    assert relative(fast.s, SPECTRA["decays fast"][:7]) < 1e-9
+    assert randomised_svd(with_spectrum(300, 200, SPECTRA["flat"]), 7) is None
+    assert randomised_svd(torch.randn(300, 200, dtype=torch.float64), 7) is None
+
+
+@pytest.mark.parametrize("rank", [0, 1, 8, 9])
+def test_the_leading_part_at_the_ends(rank):
+    matrix = torch.randn(8, 12, dtype=torch.float64)
+    expected = torch.zeros_like(matrix) if rank == 0 else matrix
+    if rank != 1:
+        assert torch.equal(leading_part(matrix, rank), expected)
+    assert not leading_part(torch.zeros(300, 200), rank).any()
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (60, 8)])
+def test_the_left_basis_spans_all_columns(shape):
+    matrices = [torch.randn(shape, dtype=torch.float64) for _ in range(3)]
+    matrices[2] = matrices[0] + matrices[1]
+    basis = left_basis(matrices)
+    assert relative(basis.mT @ basis, torch.eye(basis.shape[1], dtype=torch.float64)) < 1e-8
+    assert basis.shape[1] == min(shape[0], 2 * shape[1])
+    for matrix in matrices:
+        assert relative(basis @ (basis.mT @ matrix), matrix) < 1e-8

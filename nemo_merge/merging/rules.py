@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,10 +125,16 @@ def _weights(label: str, value: Any, experts: int) -> tuple[Weight, ...] | None:
         return None
     if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence) or len(value) != experts:
         raise ConfigError(f"{label}: weights={value!r} is not a list with one entry for each of the {experts} experts")
-    return tuple(
-        tuple(map(float, weight)) if isinstance(weight, Sequence) and not isinstance(weight, str) else float(weight)
-        for weight in value
-    )
+    weights: list[Weight] = []
+    for weight in value:
+        values = weight if isinstance(weight, Sequence) and not isinstance(weight, str) else [weight]
+        if not values or not all(
+            isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+            for number in values
+        ):
+            raise ConfigError(f"{label}: the weight {weight!r} is neither a number nor a list of numbers")
+        weights.append(tuple(map(float, values)) if values is weight else float(weight))
+    return tuple(weights)
 
 
 def _at(weight: Weight, position: float) -> float:

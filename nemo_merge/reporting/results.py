@@ -171,7 +171,7 @@ def _draw_means(path: Path, scores: Scores, domains: Mapping[str, str], merges: 
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", labelsize=8)
     axes.margins(y=0.02)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -180,3 +180,56 @@ def test_progress_is_shown_on_a_terminal(nemo_family, tmp_path, monkeypatch, cap
     shown = capsys.readouterr().err
     assert "merging by tsvm" in shown
     assert "kB" in shown
+
+
+def test_rules_and_post_processors(inputs, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "merged.nemo"
+    settings = ["method=ties", "rules=[{group: head, method: base}, {match: linear, scale: 0.5}]", "+then=[lines]"]
+    code, out, err = run(capsys, monkeypatch, "plan", *settings, *inputs)
+    assert code == 0, err
+    assert re.search(r"decoder_layers.0.weight .* copy .* rule 1 \(group=head\); left at the base", out)
+    assert re.search(r"linear1.weight .* ties scale=0.5 .*rule 2", out)
+    assert "tensors match no rule" in out
+    assert run(capsys, monkeypatch, "merge", *settings, *inputs, f"output={output}")[0] == 0
+    rules = [{"group": "head", "method": "base"}, {"match": "linear", "scale": 0.5}]
+    assert same(dict(open_checkpoint(output)), merge_state_dicts(*family(), "ties", rules=rules, then=["lines"]))
+
+
+def test_sweep_from_the_command_line_and_from_a_file(inputs, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "sweep"
+    grid = ["method.beta=0.1,0.3", "method.scale=1.0,0.5"]
+    code, out, err = run(
+        capsys, monkeypatch, "sweep", "method=boosted_tsvm", "method.steps=4", *grid, *inputs, f"output={folder}"
+    )
+    assert code == 0, err
+    assert out.splitlines()[-1].startswith("4 merges in")
+    merged = open_checkpoint(folder / "boosted_tsvm-beta=0.3,scale=0.5.nemo")
+    assert same(dict(merged), merge_state_dicts(*family(), "boosted_tsvm", steps=4, beta=0.3, scale=0.5))
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("method: ties\ngrid: {density: [0.2, 0.5]}\n")
+    code, out, _ = run(capsys, monkeypatch, "sweep", str(settings), *inputs, f"output={folder}", "method.scale=0.5")
+    assert code == 0
+    assert open_checkpoint(folder / "ties-density=0.5.nemo").metadata.provenance["method"]["scale"] == 0.5
+    code, _, err = run(capsys, monkeypatch, "sweep", "method=ties", *inputs, f"output={folder}", "workers=1,2")
+    assert (code, "only parameters of the method" in err) == (2, True)
+    code, _, err = run(capsys, monkeypatch, "sweep", "method=ties", *inputs, f"output={folder}")
+    assert (code, "several values" in err) == (2, True)
+
+
+def test_emr_and_the_model_of_one_domain(inputs, tmp_path, capsys, monkeypatch):
+    output, domain = tmp_path / "merged.nemo", tmp_path / "domain.nemo"
+    assert run(capsys, monkeypatch, "merge", "method=emr", *inputs, f"output={output}")[0] == 0
+    arguments = [str(tmp_path / "merged.emr.safetensors"), "--base", inputs[0][5:], "--output", str(domain)]
+    code, out, _ = run(capsys, monkeypatch, "emr-apply", *arguments, "--expert", "expert_1")
+    assert (code, out.strip()) == (0, str(domain))
+    assert open_checkpoint(domain).metadata.provenance["emr"]["expert"] == 1
+    code, _, err = run(capsys, monkeypatch, "emr-apply", *arguments, "--expert", "9", "--overwrite")
+    assert (code, "holds no expert '9'" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", [*methods.names(), *methods.post_names()])
+def test_every_method_has_a_card(name, capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch, "methods", name)
+    assert code == 0
+    assert out.startswith(name)
+    assert "source: " in out
