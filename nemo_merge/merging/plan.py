@@ -157,7 +157,7 @@ def plan_variants(
         raise ConfigError(f"dtype={dtype!r} does not exist{did_you_mean(str(dtype), DTYPES)}")
     if isinstance(then, (str, Mapping)):
         then = [then]
-    posts = [get_post(value) for value in then]
+    posts = [_post(value) for value in then]
     parsed = [parse_rules(rules, method, len(experts)) for method in variants]
     used = [*variants, *(rule.method for some in parsed for rule in some if rule.method is not None)]
     problems = list(dict.fromkeys(problem for method in used for problem in _check_counts(base, experts, method)))
@@ -204,6 +204,16 @@ def plan_variants(
             )
         )
     return plans
+
+
+def _post(value: PostProcessor | Mapping[str, Any] | str) -> PostProcessor:
+    if isinstance(value, PostProcessor):
+        return value
+    values = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+    name = values.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"then: {value!r} is neither the name of a post-processor nor a mapping with a name")
+    return get_post(name, **values)
 
 
 def _check_counts(base: Checkpoint | None, experts: Sequence[Checkpoint], method: Method) -> list[str]:

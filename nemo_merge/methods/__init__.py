@@ -8,8 +8,8 @@ import pkgutil
 from ._blocks import Block, Blocks, TaskVectors
 from ._method import Method, SpectralMethod, TaskVectorMethod, WeightMethod
 from ._parameters import Parameter, parameter, parameters
-from ._post import Place, PostProcessor, get_post, post_class, post_names, register_post
-from ._registry import get, method_class, names, register
+from ._post import Place, PostProcessor
+from ._registry import get, get_post, method_class, names, post_class, post_names, register
 from ._span import Gram, SpanMethod
 from ._sparse import SparseMethod
 
@@ -36,7 +36,6 @@ __all__ = [
     "post_class",
     "post_names",
     "register",
-    "register_post",
 ]
 
 for _module in pkgutil.iter_modules(__path__):

@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._parameters import parameter
-from ._post import Place, PostProcessor, register_post
+from ._post import Place, PostProcessor
+from ._registry import register
 
 
-@register_post
+@register
 @dataclass(frozen=True)
 class Lines(PostProcessor):
     """Multiplies the merged task vector of every block by a ramp that rises with depth.

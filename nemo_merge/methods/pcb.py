@@ -96,7 +96,7 @@ class Pcb(Method):
         self, block: Block, weights: Float[Tensor, " experts"], statistics: _Statistics
     ) -> Float[Tensor, "*shape"]:
         deltas = block.weighted(weights)
-        scores = self._scores(deltas, statistics)
+        scores = self._scores(deltas, statistics).to(deltas)
         threshold, top = _per_expert(statistics.threshold, scores), _per_expert(statistics.top, scores)
         if self.variant == "paper":
             shares = torch.where(scores >= threshold, scores, 0)
@@ -111,18 +111,19 @@ class Pcb(Method):
         return (shares * deltas).sum(0) / torch.where(total > 0, total, 1)
 
     def _scores(self, deltas: Float[Tensor, "experts *shape"], found: _Statistics) -> Float[Tensor, "experts *shape"]:
+        """In float32, the type in which thresholds are found, so that an entry at the threshold is not above it."""
         experts = len(deltas)
         if found.products is None:
             low, high = _per_expert(found.low, deltas), _per_expert(found.high, deltas)
             intra = (experts * _minmax(deltas.abs().clamp(low, high), low, high).square()).exp()
-            return intra * torch.tanh(deltas * deltas.sum(0))
+            return (intra * torch.tanh(deltas * deltas.sum(0))).float()
         scores = torch.empty_like(deltas)
         for one, delta in enumerate(deltas):
             least, greatest, sums, own = (part.to(deltas.device) for part in found.products)
             intra = (experts * _minmax(delta.square(), least[one, one], greatest[one, one])).exp() / own[one]
             normal = _minmax(deltas * delta, _per_expert(least[one], deltas), _per_expert(greatest[one], deltas))
             scores[one] = intra * (normal.exp() / _per_expert(sums[one], deltas)).sum(0)
-        return scores
+        return scores.float()
 
 
 def _products(blocks: Blocks, weights: Float[Tensor, " experts"]) -> _Products:

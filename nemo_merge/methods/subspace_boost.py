@@ -11,11 +11,12 @@ from torch import Tensor
 from ..linalg import thin_svd
 from ..tensors import MATRIX_LIKE, Role
 from ._parameters import parameter
-from ._post import Place, PostProcessor, register_post
+from ._post import Place, PostProcessor
+from ._registry import register
 from .boosted_tsvm import boosted
 
 
-@register_post
+@register
 @dataclass(frozen=True)
 class SubspaceBoost(PostProcessor):
     """Raises the singular values of a merged matrix to the one at which their cumulative sum reaches a share.

@@ -83,7 +83,9 @@ def write_results(
         notice,
         f"Made by `{command}`.",
         "## Word error rate, %",
+        "<!-- --8<-- [start:results] -->",
         _main_table(scores, domains, others, merges, merge_seconds),
+        "<!-- --8<-- [end:results] -->",
         (
             "Intervals are 95 % bootstrap intervals over utterances. *Mean* is the unweighted mean over the domains "
             f"that have an expert; *against {baseline}* is the difference of that mean, with the same utterances drawn "

@@ -42,14 +42,19 @@ def test_every_page_is_in_the_navigation():
 
 def test_every_method_is_documented():
     page = (ROOT / "docs" / "reference" / "methods.md").read_text()
-    for name in methods.names():
-        assert f"{methods.method_class(name).__module__}.{methods.method_class(name).__name__}" in page
+    for cls in (*map(methods.method_class, methods.names()), *map(methods.post_class, methods.post_names())):
+        assert f"{cls.__module__}.{cls.__name__}\n" in page
+
+
+def test_every_method_is_in_the_table_of_all_methods():
+    rows = [row.split(" ")[0] for row in table_rows(ROOT / "recipes" / "ep_mini" / "ALL_METHODS.md")]
+    assert set(methods.names()) <= set(rows)
 
 
 def test_the_example_method_works(monkeypatch):
-    monkeypatch.setattr(_registry, "_REGISTRY", dict(_registry._REGISTRY))
+    monkeypatch.setattr(_registry.METHODS, "classes", dict(_registry.METHODS.classes))
     (code,) = code_blocks(ROOT / "docs" / "how-to" / "add-a-method.md", "python")
-    exec(compile(code, "add-a-method.md", "exec"), {"__name__": "example"})
+    exec(compile(code, "add-a-method.md", "exec", dont_inherit=True), {"__name__": "example"})
     base, experts = {"w": torch.zeros(3, 4)}, [{"w": torch.randn(3, 4)} for _ in range(3)]
     merged = merge_state_dicts(base, experts, "signed_mean", power=0.0)["w"]
     torch.testing.assert_close(merged, torch.stack([expert["w"] for expert in experts]).mean(0))
@@ -97,6 +102,8 @@ def test_figures_in_the_readme_are_those_of_the_results():
         "recipes/ep_mini/README.md",
         "docs/index.md",
         "docs/tutorials/first-merge.md",
+        "docs/reference/all-methods.md",
+        "recipes/ep_mini/ALL_METHODS.md",
         "docs/reference/ep-mini.md",
     ],
 )

@@ -93,7 +93,7 @@ def test_the_record_names_them(nemo_family, tmp_path):
     ("then", "message"),
     [
         (["line"], "no post-processor 'line'; did you mean 'lines'"),
-        ([{"name": "lines", "alfa": 1.0}], "lines has no parameter 'alfa'; did you mean 'alpha'"),
+        ([{"name": "lines", "alfa": 1.0}], "'lines' has no parameter 'alfa'; did you mean 'alpha'"),
         ([{"name": "lines", "alpha": -1.0}], "out of range"),
         ([{"alpha": 1.0}], "neither the name"),
         ([3], "neither the name"),

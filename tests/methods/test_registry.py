@@ -67,7 +67,7 @@ def test_two_methods_cannot_have_one_name():
     class Other(methods.method_class("soup")):  # type: ignore[misc]
         """Another soup."""
 
-    with pytest.raises(ValueError, match="already a method called 'soup'"):
+    with pytest.raises(ValueError, match="already a merging method called 'soup'"):
         methods.register(Other)
     assert methods.method_class("soup") is not Other
     assert issubclass(Other, Method)
