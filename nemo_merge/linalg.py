@@ -18,6 +18,9 @@ RANK_TOLERANCE = 1e-6
 The Gram matrix squares singular values, so that smaller ones drown in its rounding; and the difference of two float32
 checkpoints is itself rounded at about this level."""
 
+NOISE_SHARE = 0.1
+"""The largest share of the largest singular value that counts as noise, however large the noise is said to be."""
+
 Orthogonalizer = Literal["newton_schulz", "polar", "gram_polar"]
 Triple = tuple[float, float, float]
 
@@ -68,17 +71,22 @@ class Svd(NamedTuple):
     vt: Float[Tensor, "rank columns"]
 
 
-def thin_svd(matrix: Float[Tensor, "rows columns"], rank: int | None = None) -> Svd:
+def thin_svd(
+    matrix: Float[Tensor, "rows columns"], rank: int | None = None, floor: float = 0.0, largest: float | None = None
+) -> Svd:
     """Thin SVD by the eigendecomposition of the Gram matrix of the short side.
 
     Two to six times faster than LAPACK's SVD. Singular values and the products ``u s vt`` of leading triplets are
     good to 1e-10 of the largest singular value on well-conditioned input; a singular value of relative size x has a
-    relative error of about 1e-16 / x^2. Triplets below :data:`RANK_TOLERANCE` are returned as zeros, so that
-    directions which are only rounding noise can never be scaled up.
+    relative error of about 1e-16 / x^2. Triplets below :data:`RANK_TOLERANCE` or ``floor`` are returned as zeros, so
+    that directions which are only rounding noise can never be scaled up.
 
     Args:
         matrix: any real matrix.
         rank: number of singular vectors wanted; all ``min(rows, columns)`` by default.
+        floor: size of singular values that are noise; at most a tenth of the largest is taken for that.
+        largest: singular value that all cuts are relative to, for the remainder of a larger matrix; by default the
+            matrix's own largest.
 
     Returns:
         In float64.
@@ -88,7 +96,8 @@ def thin_svd(matrix: Float[Tensor, "rows columns"], rank: int | None = None) -> 
     a = a if tall else a.mT
     eigenvalues, vectors = torch.linalg.eigh(a.mT @ a)
     s = eigenvalues.flip(-1).clamp_min(0).sqrt()
-    s = torch.where(s > RANK_TOLERANCE * s[:1], s, 0.0)
+    top = float(s[0]) if largest is None else largest
+    s = torch.where(s > min(max(RANK_TOLERANCE * top, floor), NOISE_SHARE * top), s, 0.0)
     leading = s[:rank]
     v = vectors.flip(-1)[:, : len(leading)] * (leading > 0)
     u = (a @ v) / torch.where(leading > 0, leading, 1.0)
@@ -168,20 +177,23 @@ def randomised_svd(
     return None
 
 
-def left_basis(matrices: Sequence[Float[Tensor, "rows columns"]]) -> Float[Tensor, "rows rank"]:
+def left_basis(matrices: Sequence[Float[Tensor, "rows columns"]], floor: float = 0.0) -> Float[Tensor, "rows rank"]:
     """Orthonormal basis of the columns of all matrices, strongest direction first: left singular vectors of the stack.
 
-    From the Gram matrix of the stack's short side; directions below :data:`RANK_TOLERANCE` are left out.
+    From the Gram matrix of the stack's short side; directions below :data:`RANK_TOLERANCE` or ``floor`` (as in
+    :func:`thin_svd`) are left out.
     """
     rows, columns = matrices[0].shape
     if rows > len(matrices) * columns:
-        u, s, _ = thin_svd(torch.cat(list(matrices), dim=1))
+        u, s, _ = thin_svd(torch.cat(list(matrices), dim=1), floor=floor)
         return u[:, s > 0]
     gram = torch.zeros(rows, rows, dtype=torch.float64)
     for matrix in matrices:
         gram += matrix @ matrix.mT
     eigenvalues, vectors = torch.linalg.eigh(gram)
-    return vectors[:, eigenvalues > RANK_TOLERANCE**2 * eigenvalues[-1].clamp_min(0)].flip(-1)
+    largest = float(eigenvalues[-1].clamp_min(0)) ** 0.5
+    cut = min(max(RANK_TOLERANCE * largest, floor), NOISE_SHARE * largest)
+    return vectors[:, eigenvalues > cut**2].flip(-1)
 
 
 def orthogonalise(

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..checkpoints import Writer
 from ..errors import MergeError
 from ..methods import Block, Method, Place, SpectralMethod, TaskVectors
+from ..methods._blocks import storage_noise
 from ..methods.soup import normalised
 from ..tensors import Depth, Role, depths_of
 from .blocks import ModelBlocks, TensorBlocks, compute_dtype
@@ -161,10 +162,9 @@ class _Shared:
                 float(block.weighted(weights).sum(0).abs().sum(dtype=torch.float64)) for block in _blocks(plan, row)
             )
             change = 0.0
-            for _, base, combined in _combined([plan], [row], self):
-                delta = row.method.delta(base, combined) if row.treatment is Treatment.METHOD else combined
+            for _, _, combined in _combined([plan], [row], self):
                 scale = row.method.applied_scale(len(plan.experts))
-                change += abs(scale) * float(delta.abs().sum(dtype=torch.float64))
+                change += abs(scale) * float(combined.abs().sum(dtype=torch.float64))
             return total, change
 
         found = _for_every_tensor(plan, norms, workers).values()
@@ -277,13 +277,12 @@ def _finish(
     if row.treatment not in _MERGED:
         return combined
     experts = len(plan.experts)
-    if row.treatment is Treatment.METHOD and not plan.then:
-        return row.method.finish(base, combined, experts)
-    delta = row.method.delta(base, combined) if row.treatment is Treatment.METHOD else combined
-    for post in plan.then:
-        depth = shared.depths.get(row.name)
-        delta = post.apply(delta, Place(row.name, row.role, depth, shared.depths, ratio, experts))
-    return base + row.method.applied_scale(experts) * delta
+    if plan.then:
+        noise = storage_noise(plan.template[row.name], [expert[row.name] for expert in plan.experts]) * experts**0.5
+        place = Place(row.name, row.role, shared.depths.get(row.name), shared.depths, ratio, noise, experts)
+        for post in plan.then:
+            combined = post.apply(combined, place)
+    return base + row.method.applied_scale(experts) * combined
 
 
 def _average_statistics(plan: MergePlan, row: Row, weights: Float[Tensor, " experts"]) -> Callable[[Block], Tensor]:

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 
 from ._blocks import Block, Blocks, TaskVectors
-from ._method import Method, SpectralMethod, TaskVectorMethod, WeightMethod
+from ._method import Method, SpectralMethod, TaskVectorMethod
 from ._parameters import Parameter, parameter, parameters
 from ._post import Place, PostProcessor
 from ._registry import get, get_post, method_class, names, post_class, post_names, register
@@ -26,7 +26,6 @@ __all__ = [
     "SpectralMethod",
     "TaskVectorMethod",
     "TaskVectors",
-    "WeightMethod",
     "get",
     "get_post",
     "method_class",

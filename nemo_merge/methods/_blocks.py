@@ -57,6 +57,15 @@ class TaskVectors(Sequence[Tensor]):
         self._base, self._experts, self.weights = base, experts, weights
         self.shape = (base.shape[0], base[0].numel())
         """Rows and columns: whatever follows the first dimension counts as columns."""
+        self._noise = storage_noise(base, experts)
+
+    def noise(self, index: int | None = None) -> float:
+        """Spectral norm that rounding of weights may have added to a weighted task vector, or to their sum.
+
+        Singular values below it are no information: a low-rank change of weights stored in float32 has full rank.
+        """
+        weights = self.weights if index is None else self.weights[index]
+        return self._noise * float(weights.norm())
 
     def __len__(self) -> int:
         return len(self._experts)
@@ -81,3 +90,15 @@ class TaskVectors(Sequence[Tensor]):
         for index in range(1, len(self)):
             total += self[index]
         return total
+
+
+def storage_noise(base: Float[Tensor, "*shape"], experts: Sequence[Float[Tensor, "*shape"]]) -> float:
+    """Spectral norm of a matrix of the rounding errors that weights of this size have in the experts' types.
+
+    An upper estimate: errors of at most half a unit in the last place, taken as independent, so that the norm is that
+    of a random matrix, ``std (sqrt(rows) + sqrt(columns))``.
+    """
+    rows = base.shape[0] if base.dim() else 1
+    size = float(base.norm(dtype=torch.float64)) / max(base.numel(), 1) ** 0.5
+    epsilon = max(torch.finfo(expert.dtype).eps for expert in experts)
+    return 0.5 * epsilon * size * (rows**0.5 + (base.numel() / max(rows, 1)) ** 0.5)

@@ -93,14 +93,6 @@ class Method(ABC):
     ) -> Float[Tensor, "*shape"]:
         """The merged task vector of the rows, before ``scale``, in the type of the block."""
 
-    def finish(self, base: Float[Tensor, "*shape"], combined: Tensor, experts: int) -> Float[Tensor, "*shape"]:
-        """The merged rows from what :meth:`combine_block` gave."""
-        return base + self.applied_scale(experts) * self.delta(base, combined)
-
-    def delta(self, base: Float[Tensor, "*shape"], combined: Tensor) -> Float[Tensor, "*shape"]:
-        """The merged task vector from what :meth:`combine_block` gave."""
-        return combined
-
     def rest(self, block: Block, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*shape"]:
         """The merged task vector, before ``scale``, of a tensor that the method does not treat itself: the mean."""
         return torch.einsum("t...,t->...", block.deltas, (weights / len(weights)).to(block.base))
@@ -118,32 +110,6 @@ class Method(ABC):
     def by_row(self) -> bool:
         """Whether the method looks at whole rows; a tensor of one dimension is then one row."""
         return False
-
-
-class WeightMethod(Method):
-    """A method that combines the weights of the experts themselves; it needs a base only when ``scale`` is not 1."""
-
-    family: ClassVar[str] = "parameter space"
-
-    def requires_base(self, experts: int) -> bool:
-        return self.resolved_scale(experts) != 1.0
-
-    @abstractmethod
-    def combine(
-        self, experts: Float[Tensor, "experts *shape"], weights: Float[Tensor, " experts"]
-    ) -> Float[Tensor, "*shape"]:
-        """The merged weights."""
-
-    def combine_block(
-        self, block: Block, weights: Float[Tensor, " experts"], statistics: Any
-    ) -> Float[Tensor, "*shape"]:
-        return self.combine(block.experts, weights)
-
-    def delta(self, base: Float[Tensor, "*shape"], combined: Tensor) -> Float[Tensor, "*shape"]:
-        return combined - base
-
-    def finish(self, base: Float[Tensor, "*shape"], combined: Tensor, experts: int) -> Float[Tensor, "*shape"]:
-        return combined if self.resolved_scale(experts) == 1.0 else super().finish(base, combined, experts)
 
 
 class TaskVectorMethod(Method):

@@ -24,6 +24,7 @@ class Place(NamedTuple):
         depths: the places of all tensors in blocks.
         ratio: L1 norm of the sum of the experts' task vectors over that of the merged change, in the whole model, for
             post-processors that ask for it (1 otherwise).
+        noise: spectral norm that rounding of the experts' weights may have added to the merged task vector.
         experts: number of experts.
     """
 
@@ -32,6 +33,7 @@ class Place(NamedTuple):
     depth: Depth | None
     depths: Mapping[str, Depth]
     ratio: float
+    noise: float
     experts: int
 
 

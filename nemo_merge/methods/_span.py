@@ -17,6 +17,9 @@ from ._parameters import parameter
 
 Space = Literal["weights", "task_vectors"]
 
+_DIRECTION = 1e-7
+"""Length below which a sum of unit vectors is rounding: inner products in float64 give it to 1e-8."""
+
 
 class Gram:
     """Inner products of base and task vectors, in float64, and vectors in their span.
@@ -93,7 +96,7 @@ def _vectors(block: Block) -> Float[Tensor, "vectors *shape"]:
 def sine_ratio(share: Tensor | float, angle: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
     """``sin(share * angle) / sin(angle)``, and its limit ``share`` at 0 and (for want of a direction) at pi."""
     sine = angle.sin()
-    usable = sine.abs() > 1e-8
+    usable = sine.abs() > _DIRECTION
     return torch.where(usable, (share * angle).sin() / torch.where(usable, sine, 1), share)
 
 
@@ -117,7 +120,7 @@ def unit_mean(
     """
     mean = (shares[:, None] * units).sum(0)
     length = gram.norm(mean)
-    if length <= 1e-12 * shares.abs().sum():
+    if length <= _DIRECTION * shares.abs().sum():
         raise MergeError(f"the merge by {name} has no mean direction: the experts point in opposite directions")
     return mean / length
 

@@ -24,7 +24,7 @@ class Breadcrumbs(Method):
 
     Davari and Belilovsky, 2024, Model Breadcrumbs, arXiv 2312.06795, section 3. Of n entries of ``expert_t - base``, by
     descending magnitude: drop ``floor(outliers n)``, keep the next ``floor(density n)`` (lowest index first among
-    equals), drop the rest; ``delta = sum_t w_t kept_t``. ``outliers`` of 0 is magnitude pruning.
+    equals), drop the rest; ``delta = sum_t w_t kept_t``, the default scale 1/T. ``outliers`` of 0 is magnitude pruning.
 
     ``granularity=tensor`` counts over the tensor, as mergekit does; ``row`` over what belongs to one output unit, as
     the authors do. Differences: mergekit up to 0.1.4 returns an empty tensor when ``floor(outliers n)`` is 0.

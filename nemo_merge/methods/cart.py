@@ -29,7 +29,7 @@ class Cart(SpectralMethod):
 
     Choi et al., 2024, Revisiting Weight Averaging for Model Merging, arXiv 2412.12153. For every matrix, with the mean
     ``m = sum_t w_t expert_t / sum_t w_t``: ``merged = m + scale * sum_t w_t SVD_k(expert_t - m)``, k the
-    ``rank_fraction`` of the shorter side (at least 1). Other tensors take the mean. No base is needed.
+    ``rank_fraction`` of the shorter side (rounded down, at least 1). Other tensors take the mean. No base is needed.
 
     Here ``scale`` multiplies the low-rank parts alone: 0 gives the mean, and so does a rank fraction of 1.
     """

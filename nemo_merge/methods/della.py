@@ -25,8 +25,8 @@ class Della(SparseMethod):
     Deep et al., 2024, DELLA-Merging, arXiv 2406.11617, section 3 (MAGPRUNE). With ``d_t = w_t (expert_t - base)`` and
     the rank of ``|d_t|`` in its row of n entries (0 the smallest):
     ``p = density - epsilon + 2 epsilon rank / (n - 1)``, ``d'_t = m d_t / p`` with ``m ~ Bernoulli(p)``. Then
-    ``combine=ties`` (sign election and mean) or ``linear`` (sum). A row is what belongs to one output unit; a vector is
-    one row; in a row of one entry p is ``density``.
+    ``combine=ties`` (sign election and mean; default scale 1) or ``linear`` (sum; 1/T). A row is what belongs to one
+    output unit; a vector is one row; in a row of one entry p is ``density``.
 
     ``epsilon`` of 0 is DARE with the same seed. Differences: mergekit rescales to the L1 norm of the tensor instead of
     dividing by p, takes input channels for rows in convolutions, and fails on rows of one entry.

@@ -31,6 +31,6 @@ class IsoC(SpectralMethod):
     source: ClassVar[str] = "Marczak et al., 2025, arXiv 2502.04959"
 
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
-        u, s, vt = thin_svd(deltas.sum())
+        u, s, vt = thin_svd(deltas.sum(), floor=deltas.noise())
         rank = int((s > 0).sum())
         return (u @ vt).mul_(s.sum() / max(rank, 1))

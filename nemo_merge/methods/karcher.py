@@ -46,6 +46,7 @@ class Karcher(DirectionMethod):
         if mean_norm == 0:
             return torch.zeros(gram.experts + 1, dtype=torch.float64)
         u = unit_mean(gram, units, shares, self.name)
+        shares = normalised(shares)  # without the experts that are zero
         for _ in range(self.max_iterations):
             cosines = torch.stack([gram.inner(u, unit) for unit in units])
             away = units - cosines[:, None] * u

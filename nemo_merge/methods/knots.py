@@ -48,7 +48,7 @@ class Knots(SpectralMethod):
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
         if self.combine == "linear":
             return deltas.sum()
-        basis = left_basis(deltas)
+        basis = left_basis(deltas, deltas.noise())
         coordinates = torch.stack([basis.mT @ delta for delta in deltas])
         for part in coordinates:
             part *= largest_in(part.abs(), int(self.density * part.numel() + 1e-9))

@@ -30,8 +30,8 @@ class Lors(SpectralMethod):
     3. ``delta = sum_t w_t (L_t + S_t)``; the default ``scale`` is 1/T.
 
     Other tensors take the sum of the task vectors as they are. The authors keep 7 of 768 triplets and 20 % of the
-    entries, which are the defaults (1 % of the shorter side, at least 1). Differences: the authors' script treats the
-    attention and feed-forward weights only, here all matrices but embeddings and output layers.
+    entries, which are the defaults (1 % of the shorter side, rounded down, at least 1). Differences: the authors'
+    script treats the attention and feed-forward weights only, here all matrices but embeddings and output layers.
     """
 
     name: ClassVar[str] = "lors"

@@ -28,7 +28,8 @@ class ModelStock(SpanMethod):
     Cosines are those of the sum of unit vectors: ``1 + (T - 1) c = |sum_t d_t/|d_t||^2 / T``, which takes one pass and
     is never negative. Differences: the paper has one angle; mergekit averages cosines as here, fusion_bench angles;
     mergekit clamps norm products at 1e-6 and returns noise for small vectors. ``clamp`` keeps t in [0, 1]: experts at
-    obtuse angles would otherwise be extrapolated away from. Experts equal to the base do not count.
+    obtuse angles would otherwise be extrapolated away from. Experts equal
+    to the base in a tensor do not count towards its angle.
     """
 
     name: ClassVar[str] = "model_stock"
@@ -50,7 +51,7 @@ class ModelStock(SpanMethod):
         count = moved.sum(-1).double()
         square = torch.einsum("...i,...ij,...j->...", inverse, products, inverse).clamp_min(0)
         # t = T c / (1 + (T - 1) c) with c from the square of the sum of unit vectors; 1 where there is no pair.
-        pairs = (count > 1) & (square > 0)
+        pairs = (count > 1) & (square > 1e-14 * count)
         t = (square - count) / torch.where(pairs, square * (count - 1), 1) * count
         t = torch.where(count > 1, torch.where(pairs, t, 0), 1.0)
         if self.clamp:

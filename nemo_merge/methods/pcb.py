@@ -59,9 +59,12 @@ class Pcb(Method):
     ``delta = sum_t beta_t d_t / sum_t beta_t``.
 
     ``scope=model`` takes all quantiles and ranges over the whole model, as the authors do, in constant memory;
-    ``tensor`` over each tensor. Differences: a tensor whose scores are all equal, where minmax is 0/0 in the authors'
-    code, counts fully where the score is positive. The tanh makes ``code`` depend on the size of task vectors, but not
-    below 1e-3, where it is linear.
+    ``tensor`` over each tensor. Clipping touches ``floor(1e-4 n)`` entries at either end; at least one entry of each
+    expert competes, and experts that equal the base do not. The tanh makes ``code`` depend on the size of task vectors,
+    but not below 1e-3, where it is linear.
+
+    Differences: where minmax is 0/0 in the authors' code because all scores are at the quantile, entries of the highest
+    score count fully if it is positive.
     """
 
     name: ClassVar[str] = "pcb"
@@ -122,7 +125,8 @@ class Pcb(Method):
             least, greatest, sums, own = (part.to(deltas.device) for part in found.products)
             intra = (experts * _minmax(delta.square(), least[one, one], greatest[one, one])).exp() / own[one]
             normal = _minmax(deltas * delta, _per_expert(least[one], deltas), _per_expert(greatest[one], deltas))
-            scores[one] = intra * (normal.exp() / _per_expert(sums[one], deltas)).sum(0)
+            moved = greatest[one, one] > 0  # an expert equal to the base does not compete
+            scores[one] = moved * intra * (normal.exp() / _per_expert(sums[one], deltas)).sum(0)
         return scores.float()
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import ConfigError
 from ._parameters import parameter
 from ._registry import register
 from ._span import Gram, Space, SpanMethod, as_change, sine_ratio
@@ -27,7 +28,7 @@ class Slerp(SpanMethod):
 
     Fine-tunes of one base are so close that SLERP is linear interpolation to many digits; ``nuslerp`` interpolates
     task vectors instead. Differences: mergekit interpolates linearly when the cosine is over 0.9995, here the formula
-    holds down to an angle of 1e-8.
+    holds down to an angle of 1e-7.
     """
 
     name: ClassVar[str] = "slerp"
@@ -53,6 +54,10 @@ class Slerp(SpanMethod):
 
     def coefficients(self, gram: Gram, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*rows vectors"]:
         t = float(normalised(weights)[1]) if self.t is None else self.t
+        if not 0 <= t <= 1:
+            raise ConfigError(
+                f"{self.name}: weights {weights.tolist()} give t={t:g}; give both the same sign, or pass t"
+            )
         a, b = gram.vectors(self.space)
         norm_a, norm_b = gram.norm(a), gram.norm(b)
         there = (norm_a > 0) & (norm_b > 0)

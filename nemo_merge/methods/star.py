@@ -34,8 +34,8 @@ class Star(SpectralMethod):
 
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
         mean = torch.zeros(deltas.shape, dtype=torch.float64)
-        for delta in deltas:
-            u, s, vt = thin_svd(delta)
+        for index, delta in enumerate(deltas):
+            u, s, vt = thin_svd(delta, floor=deltas.noise(index))
             cumulated = s.cumsum(0)
             if cumulated[-1] == 0:
                 continue

@@ -37,5 +37,5 @@ class SubspaceBoost(PostProcessor):
     def apply(self, delta: Float[Tensor, "*shape"], place: Place) -> Float[Tensor, "*shape"]:
         if not self.needs_matrix(place.role):
             return delta
-        u, s, vt = thin_svd(delta.reshape(delta.shape[0], -1))
+        u, s, vt = thin_svd(delta.reshape(delta.shape[0], -1), floor=place.noise)
         return ((u * boosted(s, self.beta, 1, len(s))) @ vt).view_as(delta).to(delta)

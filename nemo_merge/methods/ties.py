@@ -28,8 +28,8 @@ class Ties(Method):
     3. ``delta`` = mean over the experts whose kept entry has that sign; 0 where the sum is 0.
 
     Differences: the paper trims over the whole model (``scope=model``) and gives entries whose sum is exactly 0 the
-    majority sign of the model; fusion_bench adds the agreeing entries instead of averaging them; PEFT elects signs
-    before weighting.
+    majority sign of the model; fusion_bench adds the agreeing entries instead of averaging them; mergekit divides by
+    the sum of the agreeing experts' weights, here by their number; PEFT elects signs before weighting.
     """
 
     name: ClassVar[str] = "ties"

@@ -56,7 +56,7 @@ class Tsvm(SpectralMethod):
     def factors(self, deltas: TaskVectors) -> TsvmFactors:
         fraction = 1.0 / len(deltas) if self.rank_fraction is None else self.rank_fraction
         rank = max(1, int(fraction * min(deltas.shape) + 1e-9))
-        parts = [thin_svd(delta, rank) for delta in deltas]
+        parts = [thin_svd(delta, rank, deltas.noise(index)) for index, delta in enumerate(deltas)]
         u = torch.cat([part.u for part in parts], dim=1)
         vt = torch.cat([part.vt for part in parts], dim=0)
         spectra = [part.s for part in parts]

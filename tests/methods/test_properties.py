@@ -63,6 +63,10 @@ EXCEPTIONS = {
         "multislerp": "directions of weights",
         "slerp": "directions of weights",
     },
+    "bounded": {
+        "nuslerp": "between nearly opposite vectors of unequal norm the arc leaves their neighbourhood",
+        "wudi": "experts of nearly parallel inputs are all to be met exactly",
+    },
     "transposition": {
         "iso_cts": "projects the common directions out on the left only",
         "knots": "aligns the columns only",
@@ -293,10 +297,8 @@ BOUNDS = {
     "della": 2.5,  # one over the least probability
     "iso_cts": 2**0.5,  # values of the sum and of each expert
     "lors": 2**0.5,  # low rank plus sparse
-    "pcb": 1.0,
     "star": 2.5,  # one over the energy
     "tsvm": 1.3112,
-    "wudi": 10.0,
 }
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -326,7 +328,8 @@ def test_any_shape_and_any_task_vectors_give_a_finite_bounded_result(method, sha
     result = merged(method, base, [base + delta for delta in deltas])
     assert torch.isfinite(result).all()
     largest = sum(float((base + delta - base).norm()) for delta in deltas)
-    assert float((result - base).norm()) <= BOUNDS.get(method, 1.0) * largest * (1 + 1e-6) + 1e-12
+    bounded = method not in EXCEPTIONS["bounded"]
+    assert not bounded or float((result - base).norm()) <= BOUNDS.get(method, 1.0) * largest * (1 + 1e-6) + 1e-12
     if kind == "all zero":
         assert torch.equal(result, base)
 

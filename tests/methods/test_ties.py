@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,33 +8,6 @@ from nemo_merge import merge_state_dicts
 from nemo_merge.merging.blocks import TensorBlocks
 from nemo_merge.methods._selection import largest, share_of
 from tests.fixtures.models import family
-
-
-def oracle(base, experts, density, weights, scale):
-    """TIES straight from its definition, one entry at a time."""
-    trimmed = []
-    for expert, weight in zip(experts, weights, strict=True):
-        delta = (expert - base).reshape(-1)
-        keep = sorted(range(len(delta)), key=lambda i: (-abs(float(delta[i])), i))[: int(density * len(delta) + 1e-9)]
-        kept = torch.zeros_like(delta)
-        kept[keep] = weight * delta[keep]
-        trimmed.append(kept)
-    merged = torch.zeros_like(trimmed[0])
-    for i in range(len(merged)):
-        values = [float(kept[i]) for kept in trimmed]
-        total = sum(values)
-        agreeing = [value for value in values if value * total > 0]
-        merged[i] = sum(agreeing) / len(agreeing) if agreeing else 0.0
-    return base + scale * merged.view(base.shape)
-
-
-@pytest.mark.parametrize("density", [0.05, 0.2, 0.5, 1.0])
-@pytest.mark.parametrize("weights", [[1, 1, 1], [0.2, 1, 3]])
-def test_ties_equals_its_definition(density, weights):
-    base = torch.randn(13, 7)
-    experts = [base + torch.randn(13, 7) for _ in range(3)]
-    result = merge_state_dicts({"w": base}, [{"w": e} for e in experts], "ties", weights, 0.7, density=density)
-    torch.testing.assert_close(result["w"], oracle(base, experts, density, weights, 0.7), rtol=1e-5, atol=1e-6)
 
 
 def test_opposite_equal_entries_cancel():
