@@ -44,11 +44,6 @@ def command(arguments: tuple[str, ...]) -> None:
         settings.experts,
         method,
         output=settings.output,
-        overwrite=settings.overwrite,
-        rules=settings.rules,
-        then=settings.then,
-        batch_norm=settings.batch_norm,  # type: ignore[arg-type]  # plan_merge checks the word
-        dtype=settings.dtype,
-        workers=settings.workers,
+        **settings.merge_options(),
     )
     click.echo(str(report))

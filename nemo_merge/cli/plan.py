@@ -31,11 +31,7 @@ def command(arguments: tuple[str, ...]) -> None:
             base,
             experts,
             method,
-            rules=settings.rules,
-            then=settings.then,
-            batch_norm=settings.batch_norm,  # type: ignore[arg-type]  # plan_merge checks the word
-            dtype=settings.dtype,
-            workers=settings.workers,
+            **settings.plan_options(),
         )
         out = console()
         out.print(plan_table(plan))

@@ -29,6 +29,14 @@ class MergeSettings:
     dtype: str | None = None
     workers: int | None = None
 
+    def plan_options(self) -> dict[str, Any]:
+        """Keyword arguments of :func:`~nemo_merge.merging.plan_merge`."""
+        return {name: getattr(self, name) for name in ("rules", "then", "batch_norm", "dtype", "workers")}
+
+    def merge_options(self) -> dict[str, Any]:
+        """Keyword arguments of :func:`~nemo_merge.merging.merge` beside the output and the method's parameters."""
+        return {"overwrite": self.overwrite, **self.plan_options()}
+
 
 def compose(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) -> tuple[MergeSettings, Method]:
     """Settings and method from ``[CONFIG.yaml] [KEY=VALUE]...``.

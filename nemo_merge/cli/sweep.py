@@ -44,12 +44,7 @@ def command(arguments: tuple[str, ...]) -> None:
         method.name,
         grid=grid,
         output=settings.output,
-        overwrite=settings.overwrite,
-        rules=settings.rules,
-        then=settings.then,
-        batch_norm=settings.batch_norm,  # type: ignore[arg-type]  # plan_merge checks the word
-        dtype=settings.dtype,
-        workers=settings.workers,
+        **settings.merge_options(),
         **given,
     )
     for report in reports:

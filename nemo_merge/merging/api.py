@@ -101,54 +101,41 @@ def merge(
         OutputError: the output exists, or cannot be written.
     """
     chosen = _method(method, parameters)
-    return merge_variants(
-        base,
-        experts,
-        {Path(output): chosen},
-        overwrite=overwrite,
-        rules=rules,
-        then=then,
-        batch_norm=batch_norm,
-        dtype=dtype,
-        workers=workers,
-        progress=progress,
-    )[0]
+    options = Options(overwrite, rules, then, batch_norm, dtype, workers, progress)
+    return merge_variants(base, experts, {Path(output): chosen}, options)[0]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What :func:`merge` takes beside inputs, output and method; see there."""
+
+    overwrite: bool = False
+    rules: Rules = ()
+    then: Then = ()
+    batch_norm: BatchNorm = "average"
+    dtype: str | None = None
+    workers: int | None = None
+    progress: bool | None = None
 
 
 def merge_variants(
-    base: Source | None,
-    experts: Sequence[Source],
-    variants: Mapping[Path, Method],
-    *,
-    overwrite: bool = False,
-    rules: Rules = (),
-    then: Then = (),
-    batch_norm: BatchNorm = "average",
-    dtype: str | None = None,
-    workers: int | None = None,
-    progress: bool | None = None,
+    base: Source | None, experts: Sequence[Source], variants: Mapping[Path, Method], options: Options
 ) -> list[MergeReport]:
     """Merges the same experts by several methods into one output each; none appears before all are done.
 
     Inputs are read, checked and hashed once, and methods that differ in late parameters (``scale``, ``beta``) share
-    what is expensive. See :func:`~nemo_merge.merging.sweep.sweep` for a grid of parameters.
+    what is expensive. See :func:`~nemo_merge.merging.sweep` for a grid of parameters.
 
     Args:
-        base: as in :func:`merge`, like all that follows.
-        experts: the fine-tuned models.
+        base: as in :func:`merge`.
+        experts: as in :func:`merge`.
         variants: the method for every output.
-        overwrite: replace outputs that exist.
-        rules: other settings for some tensors.
-        then: post-processors.
-        batch_norm: what happens to running statistics.
-        dtype: type of the merged weights.
-        workers: threads.
-        progress: show a progress bar.
+        options: as in :func:`merge`, the same for all.
     """
     started = time.monotonic()
     for target in variants:
         for file in written_files(target, variants[target]):
-            check_output(file, overwrite)  # before anything is read: the user should not wait for this
+            check_output(file, options.overwrite)  # before anything is read: the user should not wait for this
     with ExitStack() as stack:
         base_checkpoint = _open(base, stack) if base is not None else None
         expert_checkpoints = [_open(expert, stack) for expert in _as_list(experts)]
@@ -158,20 +145,20 @@ def merge_variants(
             base_checkpoint,
             expert_checkpoints,
             list(variants.values()),
-            rules=rules,
-            then=then,
-            batch_norm=batch_norm,
-            dtype=dtype,
-            workers=workers,
+            rules=options.rules,
+            then=options.then,
+            batch_norm=options.batch_norm,
+            dtype=options.dtype,
+            workers=options.workers,
         )
         writers = [
-            stack.enter_context(plan.template.writer(target, plan.output_specs, overwrite=overwrite))
+            stack.enter_context(plan.template.writer(target, plan.output_specs, overwrite=options.overwrite))
             for target, plan in zip(variants, plans, strict=True)
         ]
         hashing = stack.enter_context(ThreadPoolExecutor(1))
         digests = start_digests(plans[0], hashing)
-        with _bar(plans, progress) as advance:
-            executions = execute_variants(plans, writers, workers=workers, progress=advance)
+        with _bar(plans, options.progress) as advance:
+            executions = execute_variants(plans, writers, workers=options.workers, progress=advance)
         packages = [
             stack.enter_context(EmrPackage(package_path(target), plan))
             for target, plan in zip(variants, plans, strict=True)

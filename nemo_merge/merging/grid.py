@@ -11,7 +11,7 @@ from typing import Any
 from .. import methods
 from ..errors import ConfigError, OutputError
 from ..methods import Method
-from .api import MergeReport, Rules, Source, Then, merge_variants
+from .api import MergeReport, Options, Rules, Source, Then, merge_variants
 from .plan import BatchNorm
 
 
@@ -67,18 +67,8 @@ def sweep(
         raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another output") from error
     first = base if base is not None else experts[0]
     suffix = ".nemo" if str(getattr(first, "path", first)).endswith(".nemo") else ""
-    return merge_variants(
-        base,
-        experts,
-        {folder / f"{label}{suffix}": variant for label, variant in variants.items()},
-        overwrite=overwrite,
-        rules=rules,
-        then=then,
-        batch_norm=batch_norm,
-        dtype=dtype,
-        workers=workers,
-        progress=progress,
-    )
+    outputs = {folder / f"{label}{suffix}": variant for label, variant in variants.items()}
+    return merge_variants(base, experts, outputs, Options(overwrite, rules, then, batch_norm, dtype, workers, progress))
 
 
 def variants_of(method: str, grid: Mapping[str, Sequence[Any]], parameters: Mapping[str, Any]) -> dict[str, Method]:
