@@ -30,7 +30,10 @@ def command(arguments: tuple[str, ...]) -> None:
     dtype=TYPE        float32, float16, bfloat16, float64    [the base's]
     workers=N         threads                                [number of cores]
     """
+    from ._memory import return_large_buffers
     from .settings import compose
+
+    return_large_buffers()
 
     settings, method = compose(arguments)
     if not settings.output:

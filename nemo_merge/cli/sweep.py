@@ -21,7 +21,10 @@ def command(arguments: tuple[str, ...]) -> None:
     In a YAML file the grid is a mapping, grid: {beta: [0.1, 0.3]}. What the values share, such as the singular value
     decompositions for scale and beta, is computed once.
     """
+    from ._memory import return_large_buffers
     from .settings import compose
+
+    return_large_buffers()
 
     grid: dict[str, list[Any]] = {}
     settings, method = compose(arguments, grid)
