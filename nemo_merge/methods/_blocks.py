@@ -96,9 +96,10 @@ def storage_noise(base: Float[Tensor, "*shape"], experts: Sequence[Float[Tensor,
     """Spectral norm of a matrix of the rounding errors that weights of this size have in the experts' types.
 
     An upper estimate: errors of at most half a unit in the last place, taken as independent, so that the norm is that
-    of a random matrix, ``std (sqrt(rows) + sqrt(columns))``.
+    of a random matrix, at most the largest row norm plus the largest column norm.
     """
-    rows = base.shape[0] if base.dim() else 1
-    size = float(base.norm(dtype=torch.float64)) / max(base.numel(), 1) ** 0.5
-    epsilon = max(torch.finfo(expert.dtype).eps for expert in experts)
-    return 0.5 * epsilon * size * (rows**0.5 + (base.numel() / max(rows, 1)) ** 0.5)
+    matrix = base.reshape(base.shape[0] if base.dim() else 1, -1)
+    if matrix.numel() == 0:
+        return 0.0
+    rows, columns = (torch.linalg.vector_norm(matrix, dim=dim, dtype=torch.float64).max() for dim in (1, 0))
+    return 0.5 * max(torch.finfo(expert.dtype).eps for expert in experts) * float(rows + columns)

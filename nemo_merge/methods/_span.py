@@ -17,6 +17,9 @@ from ._parameters import parameter
 
 Space = Literal["weights", "task_vectors"]
 
+_OPPOSITE = 1e-3
+"""Vectors whose angle is nearer to pi than this, in radians, count as opposite."""
+
 _DIRECTION = 1e-7
 """Length below which a sum of unit vectors is rounding: inner products in float64 give it to 1e-8."""
 
@@ -94,10 +97,13 @@ def _vectors(block: Block) -> Float[Tensor, "vectors *shape"]:
 
 
 def sine_ratio(share: Tensor | float, angle: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
-    """``sin(share * angle) / sin(angle)``, and its limit ``share`` at 0 and (for want of a direction) at pi."""
-    sine = angle.sin()
-    usable = sine.abs() > _DIRECTION
-    return torch.where(usable, (share * angle).sin() / torch.where(usable, sine, 1), share)
+    """``sin(share * angle) / sin(angle)``; its limit ``share`` at 0 and, for want of a direction, near pi.
+
+    Between vectors that are opposite but for the rounding of stored weights, any great circle is as good as any other,
+    and the quotient would multiply that rounding by a million.
+    """
+    usable = (angle > _DIRECTION) & (angle < torch.pi - _OPPOSITE)
+    return torch.where(usable, (share * angle).sin() / torch.where(usable, angle.sin(), 1), share)
 
 
 def directions(

@@ -24,7 +24,7 @@ class Slerp(SpanMethod):
     Shoemake, 1985; for models Goddard et al., mergekit, arXiv 2403.13257. For every tensor (or every row of it, see
     ``granularity``) with the angle ``W`` between a and b: ``merged = sin((1-t) W)/sin W * a + sin(t W)/sin W * b``;
     without ``t`` it is the second expert's share of the weights. For experts at angle 0 this is ``(1-t) a + t b``,
-    as it is, for want of a direction, for opposite ones.
+    as it is, for want of a direction, within 1e-3 rad of opposite ones.
 
     Fine-tunes of one base are so close that SLERP is linear interpolation to many digits; ``nuslerp`` interpolates
     task vectors instead. Differences: mergekit interpolates linearly when the cosine is over 0.9995, here the formula

@@ -274,3 +274,13 @@ def test_task_vectors_of_rank_one_stay_of_rank_one():
     deltas = [delta[:, :1] @ delta[:1] for delta in random_deltas(8, 6, 1)]
     for name in ("tsvm", "boosted_tsvm", "iso_c", "lors", "star"):
         assert int((thin_svd(change(name, deltas * 3)).s > 0).sum()) == 1, name
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-5])
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_opposite_task_vectors_stored_in_float32_do_not_blow_up(size, factor):
+    generator = torch.Generator().manual_seed(0)
+    base, delta = torch.randn(2, 40, 30, generator=generator) * torch.tensor([0.05, size])[:, None, None]
+    experts = [{NAME: base + delta}, {NAME: base - factor * delta}]
+    result = merge_state_dicts({NAME: base}, experts, "nuslerp", t=0.3)[NAME] - base
+    assert close(result, (0.7 - 0.3 * factor) * delta, 1e-2, delta)

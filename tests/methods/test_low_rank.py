@@ -22,9 +22,12 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-5])
 @pytest.mark.parametrize("shape", [(96, 64), (256, 256)])
-def test_rounding_of_stored_weights_is_not_taken_for_directions(method, size, shape):
+@pytest.mark.parametrize("loud_row", [False, True])
+def test_rounding_of_stored_weights_is_not_taken_for_directions(method, size, shape, loud_row):
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=generator) * 0.05
+    if loud_row:
+        base[3] *= 10  # and so does its rounding
     deltas = [
         size
         * torch.randn(shape[0], 4, generator=generator).double()
@@ -38,7 +41,7 @@ def test_rounding_of_stored_weights_is_not_taken_for_directions(method, size, sh
         for dtype in (torch.float64, torch.float32)
     )
     change, expected = stored[NAME].double() - base.double(), exact[NAME] - base.double()
-    assert close(change, expected, 2e-8 / size)
+    assert close(change, expected, (6e-8 if loud_row else 2e-8) / size)
 
 
 def test_the_floor_never_takes_a_whole_matrix_for_noise():
