@@ -27,6 +27,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 docs: $(READY)
+	$(BIN)/python -m nemo_merge.reporting.method_cards > docs/reference/methods.md
 	$(BIN)/mkdocs build --strict
 
 clean:

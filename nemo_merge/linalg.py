@@ -187,7 +187,7 @@ def left_basis(matrices: Sequence[Float[Tensor, "rows columns"]], floor: float =
     if rows > len(matrices) * columns:
         u, s, _ = thin_svd(torch.cat(list(matrices), dim=1), floor=floor)
         return u[:, s > 0]
-    gram = torch.zeros(rows, rows, dtype=torch.float64)
+    gram = matrices[0].new_zeros(rows, rows, dtype=torch.float64)
     for matrix in matrices:
         gram += matrix @ matrix.mT
     eigenvalues, vectors = torch.linalg.eigh(gram)

@@ -60,7 +60,7 @@ LAYERS = {
     "scoring": {"errors"},
     "corpora": {"errors"},
     "merging": {"errors", "tensors", "linalg", "methods", "checkpoints", "__init__"},
-    "reporting": {"scoring", "__init__"},
+    "reporting": {"methods", "scoring", "__init__"},
     "training": {"errors"},
     "cli": {"errors", "tensors", "methods", "checkpoints", "merging"},
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},

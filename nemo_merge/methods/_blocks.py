@@ -84,6 +84,10 @@ class TaskVectors(Sequence[Tensor]):
         delta = self._experts[index].to(self._base.device, torch.float64, copy=True).sub_(self._base)
         return delta.view(self.shape)
 
+    def zeros(self) -> Float[Tensor, "rows columns"]:
+        """A matrix of zeros of this shape, where the task vectors are."""
+        return torch.zeros(self.shape, dtype=torch.float64, device=self._base.device)
+
     def sum(self) -> Float[Tensor, "rows columns"]:
         """The sum of the weighted task vectors."""
         total = self[0]

@@ -47,7 +47,7 @@ class Cart(SpectralMethod):
 
     def factors(self, deltas: TaskVectors) -> _Factors:
         shares = normalised(deltas.weights)
-        mean = torch.zeros(deltas.shape, dtype=torch.float64)
+        mean = deltas.zeros()
         for index, share in enumerate(shares.tolist()):
             mean += deltas.unweighted(index).mul_(share)
         rank = max(1, int(self.rank_fraction * min(deltas.shape) + 1e-9))

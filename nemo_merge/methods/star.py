@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,7 +32,7 @@ class Star(SpectralMethod):
     energy: float = parameter(0.4, "Share of the nuclear norm that is kept.", low=0, high=1, low_open=True)
 
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
-        mean = torch.zeros(deltas.shape, dtype=torch.float64)
+        mean = deltas.zeros()
         for index, delta in enumerate(deltas):
             u, s, vt = thin_svd(delta, floor=deltas.noise(index))
             cumulated = s.cumsum(0)

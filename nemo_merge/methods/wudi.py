@@ -43,8 +43,8 @@ class Wudi(SpectralMethod):
 
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
         columns = deltas.shape[1]
-        covariance = torch.zeros(columns, columns, dtype=torch.float64)
-        target, total = torch.zeros(deltas.shape, dtype=torch.float64), torch.zeros(deltas.shape, dtype=torch.float64)
+        target, total = deltas.zeros(), deltas.zeros()
+        covariance = target.new_zeros(columns, columns)
         for delta in deltas:
             square = delta.square().sum()
             total += delta
@@ -64,7 +64,7 @@ class Wudi(SpectralMethod):
             eigenvalues = torch.where(there, eigenvalues, 0)
             # The slack keeps rounding from adding a direction where the quotient is a whole number.
             kept = int(torch.ceil(eigenvalues.sqrt().sum().square() / eigenvalues.sum() * (1 - 1e-9)))
-            there &= torch.arange(columns) >= columns - kept
+            there &= torch.arange(columns, device=there.device) >= columns - kept
         vectors = vectors[:, there]
         return start + ((target @ vectors) / eigenvalues[there] - start @ vectors) @ vectors.mT
 
