@@ -7,7 +7,7 @@ from ..methods import Method, PostProcessor
 
 _INTRODUCTION = """# Methods
 
-The same text as `nemo-merge methods NAME`; `make docs` writes this page. Every method has `scale` (the lambda of papers)
+The same text as `nemo-merge methods NAME`; `make docs` writes this page. Every method has `scale` (lambda in papers)
 and `weights` (one per expert). Formulas use `d_t` for the task vector of expert t and T for the number of experts; `x'` is
 the transpose. What these methods do on one set of speech experts is in [All methods](all-methods.md).
 """
