@@ -7,19 +7,18 @@ from ..methods import Method, PostProcessor
 
 _INTRODUCTION = """# Methods
 
-The same text as `nemo-merge methods NAME`; `make docs` writes this page. Every method has `scale` (lambda in papers)
-and `weights` (one per expert). Formulas use `d_t` for the task vector of expert t and T for the number of experts; `x'` is
-the transpose. What these methods do on one set of speech experts is in [All methods](all-methods.md).
+The same text as `nemo-merge methods NAME`; `make docs` writes this page. Every method has `scale` (lambda in
+papers) and `weights` (one per expert). Formulas use `d_t` for the task vector of expert t and T for the number
+of experts; `x'` is the transpose. What these methods do on one set of speech experts is in [All methods](all-
+methods.md).
 """
 
 _FAMILIES = {
     "parameter space": "Combine the weights of the experts themselves.",
     "task vectors": "Combine task vectors (expert minus base) entry by entry, or by their directions.",
-    "task subspace": (
-        "Work on the singular values and vectors of matrices and pointwise convolutions; all other tensors take the mean "
-        "task\nvector unless the method says otherwise. All have `conv_as_matrix`: treat convolutions of larger kernels as "
-        "matrices too."
-    ),
+    "task subspace": """Work on the singular values and vectors of matrices and pointwise convolutions; all other
+tensors take the mean task vector unless the method says otherwise. All have
+`conv_as_matrix`: treat convolutions of larger kernels as matrices too.""",
     "post-processor": "Change what a method gave, before `scale`; chained with `then=[lines]`, in order.",
 }
 _COMMON = ("scale", "weights", "conv_as_matrix")
