@@ -65,6 +65,7 @@ EXCEPTIONS = {
     },
     "bounded": {
         "nuslerp": "between nearly opposite vectors of unequal norm the arc leaves their neighbourhood",
+        "slerp": "the same, for weights of small tensors",
         "wudi": "experts of nearly parallel inputs are all to be met exactly",
     },
     "transposition": {
