@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import errno
 import os
+import platform
+import re
 import shutil
 import tempfile
 import threading
@@ -70,6 +72,31 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise OutputError(f"{output}: exists already; pass overwrite=true to replace it, or choose another output")
     if not output.parent.is_dir():
         raise OutputError(f"{output}: the folder {output.parent} does not exist; create it first")
+    remove_stale(output)
+
+
+def partial_path(output: Path) -> Path:
+    """The hidden name that an output has at the moment in which it gets its own."""
+    return output.with_name(f".{output.name}.{platform.node()}-{os.getpid()}.partial")
+
+
+def remove_stale(output: Path) -> None:
+    """Removes what processes of this machine left beside ``output`` that were killed at that very moment."""
+    pattern = re.compile(rf"\.{re.escape(output.name)}\.{re.escape(platform.node())}-(\d+)(-\w+)?\.partial")
+    with contextlib.suppress(OSError):
+        for path in output.parent.iterdir():
+            if (match := pattern.fullmatch(path.name)) and not _runs(int(match[1])):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 class PendingFile:
@@ -102,7 +129,9 @@ class PendingFile:
     def _open(self) -> int:
         with contextlib.suppress(OSError, AttributeError):
             return os.open(self.output.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
-        fd, name = tempfile.mkstemp(prefix=f".{self.output.name}.", suffix=".partial", dir=self.output.parent)
+        fd, name = tempfile.mkstemp(
+            prefix=f"{partial_path(self.output).stem}-", suffix=".partial", dir=self.output.parent
+        )
         self._name = Path(name)
         os.fchmod(fd, 0o666 & ~_umask())
         return fd
@@ -142,15 +171,19 @@ class PendingFile:
         if short:
             raise RuntimeError(f"not all tensors were written: {short[:5]}")
 
-    def publish(self, target: Path | None = None, durable: bool = True) -> None:
+    def sync(self) -> None:
+        """Waits until everything written is on the disk."""
+        self.check_complete()
+        with explained(self.output):
+            os.fsync(self.fd)
+
+    def publish(self, target: Path | None = None) -> None:
         """Gives the file its name, replacing what has it now."""
         target = target or self.output
-        self.check_complete()
+        self.sync()
         with explained(target):
-            if durable:
-                os.fsync(self.fd)
             if self._name is None:
-                self._name = target.with_name(f".{target.name}.{os.getpid()}.partial")
+                self._name = partial_path(target)
                 self._name.unlink(missing_ok=True)
                 # Python follows the link only when a folder is passed; an absolute source ignores it.
                 folder = os.open(target.parent, os.O_RDONLY)
@@ -160,8 +193,7 @@ class PendingFile:
                     os.close(folder)
             os.replace(self._name, target)
             self._name = None
-            if durable:
-                _sync_folder(target.parent)
+            _sync_folder(target.parent)
         self._close()
 
     def discard(self) -> None:
@@ -191,7 +223,9 @@ class PendingFolder:
 
     def publish(self, small_files: Mapping[str, bytes | Path]) -> None:
         """Makes the folder appear with its large files and these small ones (contents, or paths to copy)."""
-        partial = self.output.with_name(f".{self.output.name}.{os.getpid()}.partial")
+        partial = partial_path(self.output)
+        for file in self.files.values():
+            file.sync()  # so that the folder, which cannot be without a name, is there for a moment only
         with explained(self.output):
             shutil.rmtree(partial, ignore_errors=True)
             try:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -100,3 +103,23 @@ def test_a_folder_takes_the_place_of_anything(tmp_path, monkeypatch, exchange, k
     assert not target.is_symlink()
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == (["elsewhere", "out"] if kind == "link" else ["out"])
+
+
+def test_what_killed_processes_of_this_machine_left_is_removed(tmp_path):
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead, node = done.stdout.strip(), platform.node()
+    gone = [f".m.nemo.{node}-{dead}.partial", f".m.nemo.{node}-{dead}-abc123.partial"]
+    kept = [
+        f".m.nemo.{node}-{os.getpid()}.partial",
+        f".m.nemo.elsewhere-{dead}.partial",
+        f".other.nemo.{node}-{dead}.partial",
+        f".m.nemo.{dead}.old",
+        "m.nemo.partial",
+    ]
+    for name in (*gone, *kept):
+        (tmp_path / name).write_text("x")
+    (tmp_path / gone[0]).unlink()
+    (tmp_path / gone[0]).mkdir()
+    ((tmp_path / gone[0]) / "model.safetensors").write_text("x")
+    check_output(tmp_path / "m.nemo", overwrite=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
