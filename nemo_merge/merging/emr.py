@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -163,7 +162,8 @@ def apply_emr(
                 elif f"own/{index}/{name}" in names:
                     values = stored.get_tensor(f"own/{index}/{name}").to(spec.dtype)
                 writer.write(name, 0, values)
-            writer.commit({"nemo_merge": __version__, "emr": {**_about(about), "expert": index, "factor": factor}})
+            emr = {"experts": json.loads(about["experts"]), "expert": index, "factor": factor}
+            writer.commit({"nemo_merge": __version__, "emr": emr})
     return target
 
 
@@ -173,10 +173,6 @@ def _expert(expert: int | str, about: Mapping[str, str], path: Path) -> int:
     if str(expert) not in known:
         raise ConfigError(f"{path}: holds no expert {str(expert)!r}{did_you_mean(str(expert), known)}")
     return known[str(expert)]
-
-
-def _about(about: Mapping[str, str]) -> dict[str, Any]:
-    return {"experts": json.loads(about["experts"])}
 
 
 def _tensor(name: str) -> str:

@@ -192,10 +192,11 @@ def _merge_tensor(
     types = [plan.output_dtype(row) for plan, row in zip(plans, rows, strict=True)]
     roundings = [Rounding() if dtype.itemsize < 4 and dtype.is_floating_point else None for dtype in types]
     positions = [0] * len(plans)
+    places = [_place(plan, row, shared, ratio) for plan, row, ratio in zip(plans, rows, shared.ratios, strict=True)]
     try:
         for place, base, combined in _combined(plans, rows, shared):
             plan, row, dtype, rounding = plans[place], rows[place], types[place], roundings[place]
-            merged = _finish(plan, row, base, combined, shared, shared.ratios[place])
+            merged = _finish(plan, row, base, combined, places[place])
             values = merged.to(dtype)
             _check(row, values)
             if rounding is not None and row.treatment in _MERGED:
@@ -270,19 +271,24 @@ def _blocks(plan: MergePlan, row: Row, *, start: int = 0, whole: bool = False) -
     return TensorBlocks(base, experts, compute_dtype([base, *experts]), start=start, name=row.name, whole=whole)
 
 
-def _finish(
-    plan: MergePlan, row: Row, base: Tensor, combined: Tensor, shared: _Shared, ratio: float
-) -> Float[Tensor, "*shape"]:
+def _place(plan: MergePlan, row: Row, shared: _Shared, ratio: float) -> Place | None:
+    """What post-processors are told of a tensor; None where there are none for it."""
+    if not plan.then or row.treatment not in _MERGED:
+        return None
+    experts, noise = len(plan.experts), 0.0
+    if any(post.needs_matrix(row.role) for post in plan.then):
+        noise = storage_noise(plan.template[row.name], [expert[row.name] for expert in plan.experts]) * experts**0.5
+    return Place(row.name, row.role, shared.depths.get(row.name), shared.depths, ratio, noise, experts)
+
+
+def _finish(plan: MergePlan, row: Row, base: Tensor, combined: Tensor, place: Place | None) -> Float[Tensor, "*shape"]:
     """The merged rows."""
     if row.treatment not in _MERGED:
         return combined
-    experts = len(plan.experts)
-    if plan.then:
-        noise = storage_noise(plan.template[row.name], [expert[row.name] for expert in plan.experts]) * experts**0.5
-        place = Place(row.name, row.role, shared.depths.get(row.name), shared.depths, ratio, noise, experts)
+    if place is not None:
         for post in plan.then:
             combined = post.apply(combined, place)
-    return base + row.method.applied_scale(experts) * combined
+    return base + row.method.applied_scale(len(plan.experts)) * combined
 
 
 def _average_statistics(plan: MergePlan, row: Row, weights: Float[Tensor, " experts"]) -> Callable[[Block], Tensor]:

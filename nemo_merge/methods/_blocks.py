@@ -33,6 +33,11 @@ class Block:
         """Task vectors: expert minus base."""
         return self.experts - self.base
 
+    @property
+    def magnitudes(self) -> Float[Tensor, "experts *shape"]:
+        """Magnitudes of the task vectors, which decide what trimming keeps."""
+        return self.deltas.abs_()
+
     def weighted(self, weights: Float[Tensor, " experts"]) -> Float[Tensor, "experts *shape"]:
         """Task vectors, each times its expert's weight."""
         return self.deltas.mul_(weights.to(self.base).view(-1, *[1] * self.base.dim()))
@@ -57,13 +62,15 @@ class TaskVectors(Sequence[Tensor]):
         self._base, self._experts, self.weights = base, experts, weights
         self.shape = (base.shape[0], base[0].numel())
         """Rows and columns: whatever follows the first dimension counts as columns."""
-        self._noise = storage_noise(base, experts)
+        self._noise: float | None = None
 
     def noise(self, index: int | None = None) -> float:
         """Spectral norm that rounding of weights may have added to a weighted task vector, or to their sum.
 
         Singular values below it are no information: a low-rank change of weights stored in float32 has full rank.
         """
+        if self._noise is None:
+            self._noise = storage_noise(self._base, self._experts)
         weights = self.weights if index is None else self.weights[index]
         return self._noise * float(weights.norm())
 

@@ -58,12 +58,14 @@ class Breadcrumbs(Method):
             return None
         dropped = share_of(blocks, self.outliers, len(weights))
         kept = share_of(blocks, self.density, len(weights))
-        return largest(blocks, _magnitudes, dropped), largest(blocks, _magnitudes, dropped + kept)
+        counts = (dropped, dropped + kept)
+        outliers, both = (largest(blocks, lambda block: block.magnitudes, count) for count in counts)
+        return outliers, both
 
     def combine_block(
         self, block: Block, weights: Float[Tensor, " experts"], statistics: tuple[Selection, Selection] | None
     ) -> Float[Tensor, "*shape"]:
-        magnitudes = _magnitudes(block)
+        magnitudes = block.magnitudes
         if statistics is None:
             kept = self._in_rows(magnitudes)
         else:
@@ -79,7 +81,3 @@ class Breadcrumbs(Method):
         order = rows.argsort(dim=-1, descending=True, stable=True)
         kept = torch.zeros_like(rows, dtype=torch.bool)
         return kept.scatter_(-1, order[..., first:end], True).view_as(magnitudes)
-
-
-def _magnitudes(block: Block) -> Float[Tensor, "experts *shape"]:
-    return block.deltas.abs_()

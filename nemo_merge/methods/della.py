@@ -58,7 +58,7 @@ class Della(SparseMethod):
         self, block: Block, weights: Float[Tensor, " experts"], statistics: Any
     ) -> Float[Tensor, "*shape"]:
         deltas = block.weighted(weights)
-        for expert, delta in enumerate(block.deltas.abs_()):
+        for expert, delta in enumerate(block.magnitudes):
             kept = self._probability(delta)
             deltas[expert] /= kept
             deltas[expert][uniform(block, self.seed, expert) >= kept] = 0

@@ -47,7 +47,7 @@ class Ties(Method):
         # Weights are per expert, so they do not change which of an expert's entries are the largest.
         if self.density == 1:
             return None
-        return largest(blocks, _magnitudes, share_of(blocks, self.density, len(weights)))
+        return largest(blocks, lambda block: block.magnitudes, share_of(blocks, self.density, len(weights)))
 
     def combine_block(
         self, block: Block, weights: Float[Tensor, " experts"], statistics: Selection | None
@@ -55,11 +55,7 @@ class Ties(Method):
         deltas = block.weighted(weights)
         if statistics is None:
             return mean_of_the_agreeing(deltas)
-        return mean_of_the_agreeing(torch.where(statistics.mask(block, _magnitudes(block)), deltas, 0))
-
-
-def _magnitudes(block: Block) -> Float[Tensor, "experts *shape"]:
-    return block.deltas.abs_()
+        return mean_of_the_agreeing(torch.where(statistics.mask(block, block.magnitudes), deltas, 0))
 
 
 def mean_of_the_agreeing(deltas: Float[Tensor, "experts *shape"]) -> Float[Tensor, "*shape"]:
