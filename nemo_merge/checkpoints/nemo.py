@@ -19,7 +19,8 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
 from ._pending import Layout, PendingFile, Slot, check_output, explained
-from ._torch_zip import StoredTensor, TorchZip, checksum_places, lay_out
+from ._torch_layout import checksum_places, lay_out
+from ._torch_zip import StoredTensor, TorchZip
 from ._yaml import dump, load
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
@@ -138,7 +139,7 @@ class NemoWriter(Writer):
         check_output(output, overwrite)
         self._template = template
         ties = {alias: owner for alias, owner in template.ties.items() if owner in specs}
-        zipped = lay_out(specs, ties, getattr(template._zip.content, "__dict__", {}))
+        zipped = lay_out(specs, ties, getattr(template._zip.content, "attributes", {}))
         self._checksums = checksum_places(zipped)
         info = copy.copy(template._weights)
         info.size = zipped.size
