@@ -24,6 +24,10 @@ MAX_INSTRUCTIONS = 4_000_000  # about thirty per tensor; what they build stays b
 MAX_DEPTH = 100
 _MAX_KEY_DEPTH = 8
 _NAME = re.compile(r"[\w.<>-]{1,500}", re.ASCII)
+_Unpickler: Any = pickle._Unpickler
+_Pickler: Any = pickle._Pickler
+_unframer: Any = pickle._Unframer  # type: ignore[attr-defined]
+_STOP: Any = pickle._Stop  # type: ignore[attr-defined]
 _PLAIN_KEYS = (str, bytes, int, float, complex, bool, type(None))
 
 
@@ -123,7 +127,7 @@ def _key(key: Any, depth: int = _MAX_KEY_DEPTH) -> Any:
     return key
 
 
-class SafeUnpickler(pickle._Unpickler):
+class SafeUnpickler(_Unpickler):
     """Builds plain data; asks ``known`` for each class and function, and makes a placeholder of every other.
 
     Args:
@@ -148,7 +152,9 @@ class SafeUnpickler(pickle._Unpickler):
         self._globals: dict[tuple[str, str], Global] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if not (isinstance(module, str) and isinstance(name, str) and _NAME.fullmatch(module) and _NAME.fullmatch(name)):
+        if not (
+            isinstance(module, str) and isinstance(name, str) and _NAME.fullmatch(module) and _NAME.fullmatch(name)
+        ):
             raise pickle.UnpicklingError("it names something that cannot be a class")  # nor be written back safely
         if (found := self._known.get((module, name))) is not None:
             return found
@@ -162,7 +168,7 @@ class SafeUnpickler(pickle._Unpickler):
         return self._persistent(pid)
 
     def load(self) -> Any:
-        unframer = pickle._Unframer(self._file_read, self._file_readline)  # type: ignore[attr-defined]
+        unframer = _unframer(self._file_read, self._file_readline)
         self.read, self.readinto, self.readline = unframer.read, unframer.readinto, unframer.readline
         self._unframer = unframer
         self.metastack: list[Any] = []
@@ -173,7 +179,7 @@ class SafeUnpickler(pickle._Unpickler):
         try:
             for _ in range(MAX_INSTRUCTIONS):
                 dispatch[read(1)[0]](self)
-        except pickle._Stop as stop:  # type: ignore[attr-defined]
+        except _STOP as stop:
             return stop.value
         raise pickle.UnpicklingError("it has millions of instructions")
 
@@ -264,7 +270,7 @@ class SafeUnpickler(pickle._Unpickler):
         self.append(frozenset(map(_key, self.pop_mark())))
 
     dispatch: dict[int, Any] = {  # noqa: RUF012 (as in the class it derives from)
-        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
+        **_Unpickler.dispatch,
         pickle.REDUCE[0]: _reduce,
         pickle.NEWOBJ[0]: _newobj,
         pickle.NEWOBJ_EX[0]: _newobj_ex,
@@ -285,7 +291,7 @@ class SafeUnpickler(pickle._Unpickler):
     }
 
 
-class InertPickler(pickle._Pickler):
+class InertPickler(_Pickler):
     """Writes placeholders as the instructions that they stand for; everything else as usual."""
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
@@ -318,9 +324,7 @@ class InertPickler(pickle._Pickler):
             for item in value:
                 for part in item if step == "setitems" else (item,):
                     self.save(part)
-            self.write(
-                {"appends": pickle.APPENDS, "setitems": pickle.SETITEMS, "additems": pickle.ADDITEMS}[step]
-            )
+            self.write({"appends": pickle.APPENDS, "setitems": pickle.SETITEMS, "additems": pickle.ADDITEMS}[step])
 
 
 def children(node: Any) -> Iterator[Any]:
@@ -369,7 +373,9 @@ def plain(node: Any, depth: int = 60, memo: dict[int, Any] | None = None) -> Any
         return plain(value, depth - 1, memo)
 
     def entries(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
-        return {key if isinstance(key, _PLAIN_KEYS) else str(inner(key)): inner(value) for key, value in mapping.items()}
+        return {
+            key if isinstance(key, _PLAIN_KEYS) else str(inner(key)): inner(value) for key, value in mapping.items()
+        }
 
     result: Any
     if isinstance(node, Mapping):
@@ -385,7 +391,7 @@ def plain(node: Any, depth: int = 60, memo: dict[int, Any] | None = None) -> Any
         elif node.items:
             result = entries(node.items)
         elif node.members:
-            result = inner(node.members)
+            result = [inner(value) for value in node.members]
         elif isinstance(state, Mapping):
             result = entries(state)
         else:

@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .. import methods
-from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, check_output
+from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, check_output, writer_for
 from ..checkpoints._yaml import dump
 from ..checkpoints.memory import StateDictWriter
 from ..errors import ConfigError, OutputError
@@ -157,7 +157,9 @@ def merge_variants(
         )
         records = [options.as_recorded(record(plan, digests())) for plan in plans]
         writers = [
-            stack.enter_context(plan.template.writer(target, plan.output_specs, known, overwrite=options.overwrite))
+            stack.enter_context(
+                writer_for(plan.template, inputs, target, plan.output_specs, known, overwrite=options.overwrite)
+            )
             for target, plan, known in zip(variants, plans, records, strict=True)
         ]
         with _bar(plans, options.progress) as advance:

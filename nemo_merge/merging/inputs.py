@@ -16,7 +16,7 @@ from ..errors import ConfigError, did_you_mean
 Source = str | os.PathLike[str] | Checkpoint | Mapping[str, Any]
 """A checkpoint: a path, one that is open, or a mapping with ``path`` and options of :func:`open_checkpoint`."""
 
-_OPTIONS = ("path",)
+_OPTIONS = ("path", "ema")
 _PREFIXES = ("module.", "model.", "_forward_module.", "_orig_mod.", "state_dict.")
 """What wrappers of models (data parallel, Lightning, torch.compile) put before the names of all tensors."""
 

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from nemo_merge import merge, merge_state_dicts, open_checkpoint
-from nemo_merge.checkpoints.huggingface import _DTYPES
+from nemo_merge.checkpoints._safetensors import DTYPES
 from nemo_merge.errors import CheckpointError, PlanError
 from tests.fixtures.models import family, same, write_huggingface
 
@@ -62,7 +62,7 @@ def test_configuration_and_tokenizer_are_carried_over_and_the_record_is_added(fo
 
 def test_every_type_survives(tmp_path):
     """All types of the format that PyTorch can write, float8 and 16-bit integers included."""
-    tensors = {str(dtype): torch.zeros(3).to(dtype) for dtype in _DTYPES.values()}
+    tensors = {str(dtype): torch.zeros(3).to(dtype) for dtype in DTYPES.values()}
     folder = write_huggingface(tmp_path / "base", tensors)
     assert same(dict(open_checkpoint(folder)), tensors)
 
