@@ -100,6 +100,7 @@ def reproduce(
             then=record.get("then", ()),
             batch_norm=record["batch_norm"],
             dtype=record["dtype"],
+            device=record.get("device", "cpu"),
             workers=workers,
             as_recorded=as_recorded,
         )
