@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from ..errors import ConfigError, OutputError
 from ..methods import Method, PostProcessor
 from ..methods.emr import Emr
 from .emr import EmrPackage, package_path
-from .engine import ROUNDING_WARNING, Execution, Progress, execute, execute_variants
+from .engine import ROUNDING_WARNING, Execution, execute, execute_variants
 from .plan import BatchNorm, MergePlan, plan_merge, plan_variants
+from .progress import Progress, bar
 from .provenance import record, start_digests
 from .rules import Rule
 
@@ -283,27 +284,7 @@ def _rounding_warnings(execution: Execution) -> list[str]:
     ]
 
 
-@contextmanager
-def _bar(plans: Sequence[MergePlan], show: bool | None) -> Iterator[Progress | None]:
-    """A progress bar in bytes of output with an estimate of the time left."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if show is False or (show is None and not console.is_terminal):
-        yield None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    total = sum(spec.nbytes for plan in plans for spec in plan.output_specs.values())
+def _bar(plans: Sequence[MergePlan], show: bool | None) -> AbstractContextManager[Progress | None]:
     names = list(dict.fromkeys(plan.method.name for plan in plans))
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"merging by {', '.join(names)}", total=total)
-        yield lambda count: bar.advance(task, count)
+    total = sum(spec.nbytes for plan in plans for spec in plan.output_specs.values())
+    return bar(f"merging by {', '.join(names)}", total, show)
