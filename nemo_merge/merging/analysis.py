@@ -175,10 +175,11 @@ class Analysis:
     @cached_property
     def depths(self) -> dict[str, dict[int, Part]]:
         """By stack of blocks, and by block from the first to the last."""
-        found = self.by(lambda tensor: (tensor.depth.stack, tensor.depth.block) if tensor.depth else None)
         stacks: dict[str, dict[int, Part]] = {}
-        for (stack, block), part in sorted(found.items()):  # type: ignore[misc]
-            stacks.setdefault(stack, {})[block] = part
+        places = {tensor.depth[:2] for tensor in self.trained if tensor.depth}
+        for name, number in sorted(places):
+            members = [tensor for tensor in self.trained if tensor.depth and tensor.depth[:2] == (name, number)]
+            stacks.setdefault(name, {})[number] = self._part(members)
         return stacks
 
     def _part(self, tensors: Sequence[TensorAnalysis]) -> Part:

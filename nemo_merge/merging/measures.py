@@ -191,9 +191,7 @@ def measure_entries(name: str, base: Tensor, experts: Sequence[Tensor], *, rows:
     return found
 
 
-def measure_matrices(
-    base: Tensor, experts: Sequence[Tensor], rank: int
-) -> tuple[list[Spectrum], Interference | None]:
+def measure_matrices(base: Tensor, experts: Sequence[Tensor], rank: int) -> tuple[list[Spectrum], Interference | None]:
     """Spectra of the task vectors as matrices, and the interference of their leading triplets, by one SVD each.
 
     Args:

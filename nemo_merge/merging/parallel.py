@@ -41,7 +41,9 @@ def in_threads(count: int, task: Callable[[int], T], cost: Callable[[int], Any],
     with single_threaded_torch():
         pool = ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="nemo_merge")
         try:
-            futures: dict[int, Future[T]] = {index: pool.submit(task, index) for index in sorted(range(count), key=cost)}
+            futures: dict[int, Future[T]] = {
+                index: pool.submit(task, index) for index in sorted(range(count), key=cost)
+            }
             done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()  # raises what went wrong in a thread

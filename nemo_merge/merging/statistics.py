@@ -37,9 +37,7 @@ def drifts(template: Checkpoint, experts: Sequence[Checkpoint], names: Iterable[
     """The drift of every layer whose mean and variance are among ``names``."""
     names = set(names)
     layers = sorted(name.removesuffix(_VARIANCE) for name in names if name.endswith(_VARIANCE))
-    return [
-        _drift(layer, template, experts) for layer in layers if f"{layer}{_MEAN}" in names
-    ]
+    return [_drift(layer, template, experts) for layer in layers if f"{layer}{_MEAN}" in names]
 
 
 def _drift(layer: str, template: Checkpoint, experts: Sequence[Checkpoint]) -> Drift:
