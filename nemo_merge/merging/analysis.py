@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoints import Checkpoint, TensorSpec
 from ..errors import ConfigError
 from ..methods import get
-from ..tensors import MATRIX_LIKE, Depth, Role, depths_of, groups_of
+from ..tensors import GROUPS, MATRIX_LIKE, Depth, Role, depths_of, groups_of
 from .measures import Interference, Measures, Signs, Spectrum, measure_entries, measure_matrices, measure_tall, pairs
 from .parallel import in_threads
 from .plan import MergePlan, Row, plan_merge
@@ -164,8 +164,8 @@ class Analysis:
 
     @cached_property
     def modules(self) -> dict[Hashable, Part]:
-        """By module."""
-        return self.by(lambda tensor: tensor.module)
+        """By module, in the order of :data:`~nemo_merge.tensors.GROUPS`."""
+        return dict(sorted(self.by(lambda tensor: tensor.module).items(), key=lambda item: GROUPS.index(str(item[0]))))
 
     @cached_property
     def roles(self) -> dict[Hashable, Part]:
@@ -174,12 +174,15 @@ class Analysis:
 
     @cached_property
     def depths(self) -> dict[str, dict[int, Part]]:
-        """By stack of blocks, and by block from the first to the last."""
+        """By stack of blocks, encoders first, and by block from the first to the last."""
+        blocks: dict[tuple[int, str, int], list[TensorAnalysis]] = {}
+        for tensor in self.trained:
+            if tensor.depth:
+                place = (GROUPS.index(tensor.module), tensor.depth.stack, tensor.depth.block)
+                blocks.setdefault(place, []).append(tensor)
         stacks: dict[str, dict[int, Part]] = {}
-        places = {tensor.depth[:2] for tensor in self.trained if tensor.depth}
-        for name, number in sorted(places):
-            members = [tensor for tensor in self.trained if tensor.depth and tensor.depth[:2] == (name, number)]
-            stacks.setdefault(name, {})[number] = self._part(members)
+        for (_, stack, block), members in sorted(blocks.items()):
+            stacks.setdefault(stack, {})[block] = self._part(members)
         return stacks
 
     def _part(self, tensors: Sequence[TensorAnalysis]) -> Part:

@@ -14,12 +14,13 @@ from ...tensors import Role
 from ..markdown import percent
 
 RULE_OF_THUMB = "rule of thumb"
+_LISTED = 5  # experts named in a sentence; the rest is counted
 
 FARTHER = 2.0
 """Times the median norm of the others from which an expert dominates: its square then weighs four times theirs."""
 ORTHOGONAL = 0.1
-"""Mean cosine below which task vectors are called nearly orthogonal."""
-OPPOSED = -0.1
+"""Mean magnitude of the cosines below which task vectors are called nearly orthogonal."""
+OPPOSED = -0.2
 """Cosine of a pair below which two experts work against each other."""
 SAME = 0.999
 """Cosine of a pair above which two experts are the same model, if their norms differ by less than 1 %."""
@@ -122,15 +123,18 @@ def _foreign(analysis: Analysis, names: Sequence[str]) -> Iterator[Finding]:
 
 def _twins(analysis: Analysis, names: Sequence[str]) -> Iterator[Finding]:
     cosines, norms = analysis.total.cosines, analysis.total.norms
-    for i, j in pairs(len(names)):
-        cosine = float(cosines[i, j])
-        if cosine > SAME and abs(float(norms[i] / norms[j]) - 1) < 0.01:
-            text = (
-                f"{names[i]} and {names[j]} are nearly the same model (cosine {cosine:.5f}): a merge counts it twice. "
-                "Leave one out, or halve their weights."
-            )
-            basis = f"{RULE_OF_THUMB}: cosine above {SAME} and norms within 1 %"
-            yield Finding("twin_experts", "warning", text, basis, {"experts": [names[i], names[j]], "cosine": cosine})
+    twins = [
+        (names[i], names[j])
+        for i, j in pairs(len(names))
+        if cosines[i, j] > SAME and abs(float(norms[i] / norms[j]) - 1) < 0.01
+    ]
+    if twins:
+        text = (
+            f"{_listed([' and '.join(pair) for pair in twins])}: nearly the same model (cosine above {SAME}): a merge "
+            "counts it twice. Leave one out, or halve their weights."
+        )
+        basis = f"{RULE_OF_THUMB}: cosine above {SAME} and norms within 1 %"
+        yield Finding("twin_experts", "warning", text, basis, {"pairs": [list(pair) for pair in twins]})
 
 
 def _dominance(analysis: Analysis, names: Sequence[str]) -> Iterator[Finding]:
@@ -158,19 +162,21 @@ def _angles(analysis: Analysis, names: Sequence[str]) -> Iterator[Finding]:
     moved = [place for place in range(len(names)) if total.norms[place] > 0]
     if len(moved) < 2:
         return
+    angles = [(float(total.cosines[i, j]), i, j) for i, j in pairs(len(names)) if i in moved and j in moved]
+    size = sum(abs(cosine) for cosine, _, _ in angles) / len(angles)
     mean, kept = total.mean_cosine, total.kept_by_mean[moved]
     low, high = float(kept.min()), float(kept.max())
     span = f"{percent(low)}" if f"{percent(low)}" == f"{percent(high)}" else f"{percent(low)} to {percent(high)}"
     values = {"mean_cosine": mean, "kept_by_mean": total.kept_by_mean.tolist()}
-    if abs(mean) < ORTHOGONAL:
+    if size < ORTHOGONAL:
         text = (
             f"The experts move in nearly orthogonal directions (mean cosine {mean:.2f}): their plain mean keeps "
             f"{span} of each change along its own direction. A larger scale, or a method that works in "
             "singular subspaces (tsvm, boosted_tsvm), keeps more."
         )
         basis = (
-            f"{RULE_OF_THUMB}: |mean cosine| below {ORTHOGONAL:g}; what the mean keeps is exact, for subspaces see "
-            "Gargiulo et al., 2025, arXiv 2412.00081"
+            f"{RULE_OF_THUMB}: mean magnitude of the cosines below {ORTHOGONAL:g}; what the mean keeps is exact, for "
+            "subspaces see Gargiulo et al., 2025, arXiv 2412.00081"
         )
         yield Finding("orthogonal", "note", text, basis, values)
     elif low >= WELL_KEPT:
@@ -181,15 +187,16 @@ def _angles(analysis: Analysis, names: Sequence[str]) -> Iterator[Finding]:
         yield Finding(
             "aligned", "note", text, f"{RULE_OF_THUMB}: {percent(WELL_KEPT)}; what the mean keeps is exact", values
         )
-    for i, j in pairs(len(names)):
-        cosine = float(total.cosines[i, j])
-        if cosine < OPPOSED:
-            text = (
-                f"{names[i]} and {names[j]} pull in opposite directions (cosine {cosine:.2f}): where both are added, "
-                "each undoes part of the other."
-            )
-            values = {"experts": [names[i], names[j]], "cosine": cosine}
-            yield Finding("opposed", "warning", text, f"{RULE_OF_THUMB}: cosine below {OPPOSED:g}", values)
+    opposed = [(cosine, i, j) for cosine, i, j in angles if cosine < OPPOSED]
+    if opposed:
+        cosine, i, j = min(opposed)
+        more = f", and so do {len(opposed) - 1} more pairs" if len(opposed) > 1 else ""
+        text = (
+            f"{names[i]} and {names[j]} pull in opposite directions (cosine {cosine:.2f}){more}: where both are added, "
+            "each undoes part of the other."
+        )
+        values = {"experts": [names[i], names[j]], "cosine": cosine, "pairs": len(opposed)}
+        yield Finding("opposed", "warning", text, f"{RULE_OF_THUMB}: cosine below {OPPOSED:g}", values)
 
 
 def _rounding(analysis: Analysis, names: Sequence[str]) -> Iterator[Finding]:
@@ -289,15 +296,19 @@ def _drifts(analysis: Analysis, names: Sequence[str]) -> Iterator[Finding]:
         part = analysis.roles.get(role)
         if part is None:
             continue
-        for place, name in enumerate(names):
-            norm, mean = float(part.relative_norms[place]), float(analysis.total.relative_norms[place])
-            if mean > 0 and norm >= DRIFTED * mean:
-                text = (
-                    f"{name} moves its {role} {norm / mean:.1f} times as far, for its size, as all its weights. "
-                    f"nemo-merge plan shows how a method treats {role}s; rules give them another scale."
-                )
-                values = {"expert": name, "role": role, "factor": norm / mean}
-                yield Finding("drift", "note", text, f"{RULE_OF_THUMB}: {DRIFTED:g} times", values)
+        factors = (part.relative_norms / analysis.total.relative_norms).nan_to_num(0).tolist()
+        far = [name for name, factor in zip(names, factors, strict=True) if factor >= DRIFTED]
+        if far:
+            text = (
+                f"{_listed(far)}: the {role} moves up to {max(factors):.1f} times as far, for its size, as all weights "
+                f"do. nemo-merge plan shows how a method treats {role}s; rules give them another scale."
+            )
+            values = {"experts": far, "role": role, "factor": max(factors)}
+            yield Finding("drift", "note", text, f"{RULE_OF_THUMB}: {DRIFTED:g} times", values)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
 
 
 def _spectra(analysis: Analysis, names: Sequence[str]) -> Iterator[Finding]:

@@ -67,20 +67,23 @@ def _norms(analysis: Analysis, names: Sequence[str], top: int) -> Figure | None:
     if not bool(analysis.total.norms.any()):
         return None
     figure, by_depth, by_module = _two_panels(analysis, "norm of the task vector / norm of the base")
-    for stack, blocks, offset in _stacks(analysis, by_depth):
+    farthest = int(analysis.total.relative_norms.argmax())
+    for _, blocks, offset in _stacks(analysis, by_depth):
         values = torch.stack([part.relative_norms for part in blocks.values()])
-        _lines(by_depth, [offset + block for block in blocks], values.T, names, first=offset == 0, label=stack)
+        _lines(by_depth, [offset + block for block in blocks], values.T, names, farthest, first=offset == 0)
     modules = {str(key): part for key, part in analysis.modules.items()}
     for place, part in enumerate(modules.values()):
         for expert, value in enumerate(part.relative_norms.tolist()):
             style = _style(expert, len(names))
+            if len(names) > _MANY and expert == farthest:
+                style = _style(1, 2)
             label = names[expert] if place == 0 and len(names) <= _MANY and not analysis.depths else None
             spread = (expert - (len(names) - 1) / 2) * min(0.12, 0.7 / len(names))
             by_module.plot([value], [place + spread], linestyle="", markersize=6, label=label, **style)
     _module_axis(by_module, modules)
     by_module.set_xlim(0, 1.1 * by_module.dataLim.x1)
     _from_zero(by_depth)
-    _legend(figure, by_depth if analysis.depths else by_module, len(names))
+    _legend(figure, by_depth if analysis.depths else by_module)
     return figure
 
 
@@ -134,11 +137,10 @@ def _spectra(analysis: Analysis, names: Sequence[str], top: int) -> Figure | Non
     curves.set_ylim(0, 1.02)
     curves.legend(frameon=False, fontsize=8)
     drawn = False
-    for stack_name, blocks, offset in _stacks(analysis, ranks):
+    for _, blocks, offset in _stacks(analysis, ranks):
         held = {offset + block: 100 * relative_effective_rank(part) for block, part in blocks.items() if part.spectra}
         ranks.plot(list(held), list(held.values()), color=_COLOURS[0], marker="o", ms=4, lw=1.4)
         drawn = drawn or bool(held)
-        del stack_name
     if not drawn:
         values = [100 * relative_effective_rank(part) for part in modules.values()]
         ranks.bar(list(modules), values, 0.5, color=_COLOURS[0])
@@ -163,7 +165,7 @@ def _signs(analysis: Analysis, names: Sequence[str], top: int) -> Figure | None:
         line(50, color=_GREY, linestyle="--", lw=1.2, label="unrelated experts")
     axes[0].set_ylim(0, max(60, axes[0].get_ylim()[1]))
     axes[1].set_xlim(0, max(60, axes[1].get_xlim()[1]))
-    _legend(figure, axes[0], 3)
+    _legend(figure, axes[0])
     return figure
 
 
@@ -290,27 +292,20 @@ def _stacks(analysis: Analysis, axes: Axes, *, draw: bool = True) -> Iterator[tu
 
 
 def _lines(
-    axes: Axes, blocks: Sequence[int], values: torch.Tensor, names: Sequence[str], *, first: bool, label: str
+    axes: Axes, blocks: Sequence[int], values: torch.Tensor, names: Sequence[str], farthest: int, *, first: bool
 ) -> None:
-    """One line per expert; with many of them their median and span, and those that stand out."""
+    """One line per expert; with many of them all in grey, their median and the one that moves farthest."""
+    lines = values.tolist()
     if len(names) <= _MANY:
-        for expert, line in enumerate(values.tolist()):
+        for expert, line in enumerate(lines):
             axes.plot(blocks, line, ms=4, lw=1.4, label=names[expert] if first else None, **_style(expert, len(names)))
         return
-    for line in values.tolist():
-        axes.plot(blocks, line, color=_GREY, lw=0.8, alpha=0.7)
+    for expert, line in enumerate(lines):
+        axes.plot(blocks, line, color=_GREY, lw=0.8, alpha=0.7, label="each expert" if first and not expert else None)
     middle = values.quantile(0.5, dim=0).tolist()
     axes.plot(blocks, middle, color=_COLOURS[0], lw=2, label="median of the experts" if first else None)
-    farthest = int(values.mean(1).argmax())
-    axes.plot(
-        blocks,
-        values[farthest].tolist(),
-        color=_COLOURS[1],
-        lw=1.4,
-        marker="s",
-        ms=3.5,
-        label=f"{names[farthest]} (farthest{'' if first else f' in {label}'})",
-    )
+    label = f"{names[farthest]} (farthest in all)" if first else None
+    axes.plot(blocks, lines[farthest], ms=3.5, lw=1.4, label=label, **_style(1, 2))
 
 
 def _style(place: int, count: int) -> dict[str, Any]:
@@ -331,11 +326,11 @@ def _from_zero(axes: Axes) -> None:
     axes.set_ylim(0, 1.12 * axes.dataLim.y1 or 1)
 
 
-def _legend(figure: Figure, axes: Axes, entries: int) -> None:
+def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = min(4, max(entries, 1)) if max(map(len, labels)) < 30 else 2
         shown = [_shortened(label, 44) for label in labels]
+        columns = max(1, min(len(shown), 120 // (max(map(len, shown)) + 6)))
         figure.legend(handles, shown, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
 
 

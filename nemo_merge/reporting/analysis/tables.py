@@ -152,8 +152,15 @@ def summary(analysis: Analysis, names: Sequence[str], found: Sequence[Finding], 
             for item in found
         ],
         "warnings": list(analysis.warnings),
-        "all": {**part_summary(total, total), "gram": total.gram.tolist(), "kept_by_mean": total.kept_by_mean.tolist()},
-        "modules": {str(key): part_summary(part, total) for key, part in analysis.modules.items()},
+        "all": {
+            **part_summary(total, total),
+            **_matrices(total),
+            "gram": total.gram.tolist(),
+            "kept_by_mean": total.kept_by_mean.tolist(),
+        },
+        "modules": {
+            str(key): {**part_summary(part, total), **_matrices(part)} for key, part in analysis.modules.items()
+        },
         "roles": {str(key): part_summary(part, total) for key, part in analysis.roles.items()},
         "depths": {
             stack: [{"block": block, **part_summary(part, total)} for block, part in blocks.items()]
@@ -185,15 +192,12 @@ def part_summary(part: Part, total: Part) -> dict[str, Any]:
         "relative_norms": part.relative_norms.tolist(),
         "shares": (energies / totals).tolist(),
         "mean_share": mean_share(part, total),
-        "cosines": part.cosines.tolist(),
         "mean_cosine": part.mean_cosine,
         "sign_conflicts": {
             "pairwise": part.signs.pairwise,
             "any": part.signs.any,
-            "pairs": part.signs.pairs.tolist(),
             "top_pairwise": part.top_signs.pairwise,
             "top_any": part.top_signs.any,
-            "top_pairs": part.top_signs.pairs.tolist(),
         },
         "spectra": {
             "effective_rank": part.mean_spectrum(lambda _, found: found.effective_rank),
@@ -209,6 +213,15 @@ def part_summary(part: Part, total: Part) -> dict[str, Any]:
             "overlap_by_chance": part.mean_interference(lambda found: found.chance),
             "excess_overlap": excess_overlap(part),
         },
+    }
+
+
+def _matrices(part: Part) -> dict[str, Any]:
+    """What is told of every pair of experts, for parts that are few."""
+    return {
+        "cosines": part.cosines.tolist(),
+        "sign_conflicts_by_pair": part.signs.pairs.tolist(),
+        "top_sign_conflicts_by_pair": part.top_signs.pairs.tolist(),
     }
 
 
