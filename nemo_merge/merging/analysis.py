@@ -175,15 +175,13 @@ class Analysis:
     @cached_property
     def depths(self) -> dict[str, dict[int, Part]]:
         """By stack of blocks, encoders first, and by block from the first to the last."""
-        blocks: dict[tuple[int, str, int], list[TensorAnalysis]] = {}
-        for tensor in self.trained:
+        members: dict[str, dict[int, list[TensorAnalysis]]] = {}
+        for tensor in sorted(self.trained, key=lambda tensor: GROUPS.index(tensor.module)):
             if tensor.depth:
-                place = (GROUPS.index(tensor.module), tensor.depth.stack, tensor.depth.block)
-                blocks.setdefault(place, []).append(tensor)
-        stacks: dict[str, dict[int, Part]] = {}
-        for (_, stack, block), members in sorted(blocks.items()):
-            stacks.setdefault(stack, {})[block] = self._part(members)
-        return stacks
+                members.setdefault(tensor.depth.stack, {}).setdefault(tensor.depth.block, []).append(tensor)
+        return {
+            stack: {block: self._part(members[stack][block]) for block in sorted(members[stack])} for stack in members
+        }
 
     def _part(self, tensors: Sequence[TensorAnalysis]) -> Part:
         experts = len(self.experts)

@@ -146,7 +146,9 @@ def _dominance(analysis: Analysis, names: Sequence[str]) -> Iterator[Finding]:
         others = torch.tensor([float(norms[other]) for other in moved if other != place], dtype=torch.float64)
         factor = float(norms[place] / others.quantile(0.5))
         if factor >= FARTHER:
-            weights = [round(float(norms[moved].min() / norms[i]), 3) if i in moved else 1.0 for i in range(len(names))]
+            weights = [
+                float(f"{float(norms[moved].min() / norms[i]):.3g}") if i in moved else 1.0 for i in range(len(names))
+            ]
             text = (
                 f"{names[place]} moves {factor:.1f} times as far from the base as the others (median): it dominates "
                 f"equal weights. method.weights=[{','.join(f'{weight:g}' for weight in weights)}] gives all task "
@@ -170,7 +172,7 @@ def _angles(analysis: Analysis, names: Sequence[str]) -> Iterator[Finding]:
     values = {"mean_cosine": mean, "kept_by_mean": total.kept_by_mean.tolist()}
     if size < ORTHOGONAL:
         text = (
-            f"The experts move in nearly orthogonal directions (mean cosine {mean:.2f}): their plain mean keeps "
+            f"The experts move in nearly orthogonal directions (mean cosine {round(mean, 2) + 0.0:.2f}): their plain mean keeps "
             f"{span} of each change along its own direction. A larger scale, or a method that works in "
             "singular subspaces (tsvm, boosted_tsvm), keeps more."
         )
@@ -181,7 +183,7 @@ def _angles(analysis: Analysis, names: Sequence[str]) -> Iterator[Finding]:
         yield Finding("orthogonal", "note", text, basis, values)
     elif low >= WELL_KEPT:
         text = (
-            f"The experts move in nearly the same direction (mean cosine {mean:.2f}): their plain mean keeps {span} "
+            f"The experts move in nearly the same direction (mean cosine {round(mean, 2) + 0.0:.2f}): their plain mean keeps {span} "
             "of each change, so that averages (soup, karcher) lose little."
         )
         yield Finding(

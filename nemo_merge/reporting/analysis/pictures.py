@@ -323,7 +323,9 @@ def _module_axis(axes: Axes, modules: Mapping[str, Part]) -> None:
 
 def _from_zero(axes: Axes) -> None:
     """Lets the vertical axis start at 0 and leaves some air above what is drawn."""
-    axes.set_ylim(0, 1.12 * axes.dataLim.y1 or 1)
+    highest = float(axes.dataLim.y1)
+    if math.isfinite(highest) and highest > 0:
+        axes.set_ylim(0, 1.12 * highest)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
