@@ -91,7 +91,8 @@ class Part:
     @property
     def mean_cosine(self) -> float:
         """Mean cosine over the pairs of experts that differ from the base; NaN without such a pair."""
-        return _mean([float(self.cosines[i, j]) for i, j in pairs(len(self.gram)) if not self.cosines[i, j].isnan()])
+        cosines = self.cosines
+        return _mean([float(cosines[i, j]) for i, j in pairs(len(cosines)) if not cosines[i, j].isnan()])
 
     @property
     def kept_by_mean(self) -> Float[Tensor, " experts"]:

@@ -16,7 +16,8 @@ from nemo_merge import analyze
 from nemo_merge.checkpoints import StateDictCheckpoint
 from nemo_merge.errors import ConfigError, OutputError, PlanError
 from nemo_merge.merging.analysis import measure
-from nemo_merge.reporting.analysis.findings import Finding, rounding_energy
+from nemo_merge.reporting.analysis import Finding
+from nemo_merge.reporting.analysis.about_experts import rounding_energy
 from nemo_merge.reporting.analysis.tables import COLUMNS, expert_names
 from tests.fixtures.models import StateDict, family, fine_tuned, write_huggingface, write_nemo
 
@@ -241,8 +242,9 @@ def test_the_folder_holds_page_tables_and_pictures(report):
     assert [finding["text"] for finding in summary["findings"]] == [finding.text for finding in report.findings]
 
 
-def test_the_table_has_a_row_per_tensor_and_expert(report):
-    rows = list(csv.DictReader(io.StringIO((report.output / "tensors.csv").read_text())))
+def test_the_table_has_a_row_per_tensor_and_expert(nemo_family, tmp_path):
+    analyze(*nemo_family, output=tmp_path / "out", pictures=False)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "tensors.csv").read_text())))
     assert list(rows[0]) == list(COLUMNS)
     base, experts = family()
     measured = [name for name in base if "preprocessor" not in name and "num_batches" not in name]

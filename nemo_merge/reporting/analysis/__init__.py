@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .findings import Finding
+from .finding import Finding
 from .report import AnalysisReport, analyze
 
 __all__ = ["AnalysisReport", "Finding", "analyze"]

@@ -10,7 +10,8 @@ import jinja2
 
 from ...merging.analysis import Analysis, Part
 from ..markdown import percent, table
-from .findings import Finding, mean_share
+from .about_parts import mean_share
+from .finding import Finding
 from .tables import COLUMNS, relative_effective_rank, top_tensors
 
 _UNCHANGED = 20  # names shown; the rest is counted, and listed in summary.json

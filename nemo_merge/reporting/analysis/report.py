@@ -18,7 +18,8 @@ from ...checkpoints._pending import PendingFolder
 from ...errors import ConfigError, OutputError
 from ...merging.analysis import measure
 from ...merging.progress import bar
-from .findings import Finding, findings
+from .finding import Finding
+from .findings import findings
 from .page import expert_table, page
 from .tables import FORMAT, expert_names, summary, tensors_csv, to_json
 

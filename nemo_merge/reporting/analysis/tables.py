@@ -16,7 +16,8 @@ from ... import __version__
 from ...merging.analysis import Analysis, Part, TensorAnalysis
 from ...merging.measures import KEPT
 from ..markdown import percent
-from .findings import Finding, excess_overlap, mean_share
+from .about_parts import excess_overlap, mean_share
+from .finding import Finding
 
 FORMAT = "nemo_merge analysis 1"
 
