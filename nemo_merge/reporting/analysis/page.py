@@ -14,6 +14,7 @@ from .about_parts import mean_share
 from .finding import Finding
 from .tables import COLUMNS, relative_effective_rank, top_tensors
 
+_COLUMNS = 6  # experts with columns of their own in the table of statistics
 _UNCHANGED = 20  # names shown; the rest is counted, and listed in summary.json
 
 _PAGE = """# Analysis of {{ count }} expert{{ "" if count == 1 else "s" }}
@@ -180,13 +181,12 @@ def _tensor_table(analysis: Analysis, top: int) -> tuple[list[str], list[list[st
 
 
 def _drift_table(analysis: Analysis, names: Sequence[str], top: int) -> tuple[list[str], list[list[str]]]:
-    header = ["layer", "between experts", *(f"{name}: shift, factor" for name in names)]
-    rows = [
-        [
-            f"`{drift.name}`",
-            percent(drift.between, 1),
-            *(f"{shift:.2f}, {factor:.2f}" for shift, factor in zip(drift.shift, drift.factor, strict=True)),
-        ]
-        for drift in sorted(analysis.drifts, key=lambda drift: -drift.between)[:top]
-    ]
+    few = len(names) <= _COLUMNS
+    header = ["layer", "between experts", *(f"{name}: shift, factor" for name in names if few)]
+    header += [] if few else ["largest shift", "largest factor"]
+    rows = []
+    for drift in sorted(analysis.drifts, key=lambda drift: -drift.between)[:top]:
+        both = [f"{shift:.2f}, {factor:.2f}" for shift, factor in zip(drift.shift, drift.factor, strict=True)]
+        cells = both if few else [f"{max(drift.shift):.2f}", f"{max(drift.factor):.2f}"]
+        rows.append([f"`{drift.name}`", percent(drift.between, 1), *cells])
     return header, rows

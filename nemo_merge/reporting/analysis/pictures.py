@@ -160,12 +160,14 @@ def _signs(analysis: Analysis, names: Sequence[str], top: int) -> Figure | None:
         "largest 20 % of each expert": lambda part: 100 * part.top_signs.pairwise,
     }
     figure, axes = _shares(analysis, measures, "opposite signs of a pair, %")
-    for panel in axes:
-        line = panel.axhline if panel is axes[0] else panel.axvline
-        line(50, color=_GREY, linestyle="--", lw=1.2, label="unrelated experts")
-    axes[0].set_ylim(0, max(60, axes[0].get_ylim()[1]))
-    axes[1].set_xlim(0, max(60, axes[1].get_xlim()[1]))
-    _legend(figure, axes[0])
+    by_depth, by_module = axes
+    style: dict[str, Any] = {"color": _GREY, "linestyle": "--", "lw": 1.2, "label": "unrelated experts"}
+    if analysis.depths:
+        by_depth.axhline(50, **style)
+        by_depth.set_ylim(0, max(60, by_depth.get_ylim()[1]))
+    by_module.axvline(50, **style)
+    by_module.set_xlim(-3, max(60, by_module.get_xlim()[1]))
+    _legend(figure, by_depth if analysis.depths else by_module)
     return figure
 
 
@@ -179,7 +181,7 @@ def _interference(analysis: Analysis, names: Sequence[str], top: int) -> Figure 
     series: list[tuple[Axes, Callable[[Part], float], dict[str, Any]]] = [
         (sti, lambda part: part.mean_interference(lambda found: found.relative), _style(0, 1)),
         (overlap, lambda part: 100 * part.mean_interference(lambda found: found.overlap), _style(0, 1)),
-        (overlap, chance, {"color": _GREY, "marker": "", "linestyle": "--"}),
+        (overlap, chance, {"color": _GREY, "marker": "_", "linestyle": "--"}),
     ]
     for place, (axes, value, style) in enumerate(series):
         label = (None, "measured", "random directions")[place]
@@ -189,7 +191,9 @@ def _interference(analysis: Analysis, names: Sequence[str], top: int) -> Figure 
                 axes.plot(list(held), list(held.values()), ms=4, lw=1.4, label=label if offset == 0 else None, **style)
         else:
             parts = {str(key): part for key, part in analysis.modules.items() if part.interference}
-            axes.plot(list(parts), [value(part) for part in parts.values()], ms=6, label=label, **style)
+            points = [value(part) for part in parts.values()]
+            axes.plot(list(parts), points, ms=7, label=label, **style | {"linestyle": ""})
+            axes.margins(x=0.3)
     share = percent(analysis.rank_fraction)
     sti.set_title(f"singular task interference, leading {share} of triplets", fontsize=10)
     sti.set_ylabel("STI / sum of singular values")
@@ -319,6 +323,7 @@ def _module_axis(axes: Axes, modules: Mapping[str, Part]) -> None:
     axes.set_ylim(len(modules) - 0.5, -0.5)
     axes.grid(axis="y", color="#eee")
     axes.set_axisbelow(True)
+    axes.locator_params(axis="x", nbins=5)
 
 
 def _from_zero(axes: Axes) -> None:
