@@ -66,6 +66,11 @@ def analyze(
 
     Example:
         >>> analyze("base.nemo", ["a.nemo", "b.nemo"], output="analysis").findings  # doctest: +SKIP
+        >>> import torch
+        >>> from nemo_merge.checkpoints import StateDictCheckpoint
+        >>> base, expert = {"w": torch.zeros(2, 2)}, {"w": torch.ones(2, 2)}
+        >>> analyze(StateDictCheckpoint(base, "b"), [StateDictCheckpoint(expert, "e")]).summary["all"]["norms"]
+        [2.0]
 
     Args:
         base: the model that the experts were fine-tuned from.
