@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._checkpoint import CARD, RECORD, Checkpoint, Metadata, TensorSpec, Writer, beside
 from ._open import READABLE, open_checkpoint
-from ._output import writer_for
+from ._output import container_for, writer_for
 from ._work import check_output
 from .dcp import DcpCheckpoint
 from .huggingface import HuggingFaceCheckpoint
@@ -35,6 +35,7 @@ __all__ = [
     "Writer",
     "beside",
     "check_output",
+    "container_for",
     "open_checkpoint",
     "writer_for",
 ]

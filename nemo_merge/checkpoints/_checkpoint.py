@@ -73,9 +73,11 @@ class Checkpoint(Mapping[str, Tensor], ABC):
         specs: shape and type of every tensor, in the order of the file; tied names included.
         ties: names that share another tensor's data, with the name that owns it.
         metadata: what the checkpoint says of its model.
+        ema: whether the tensors are averages that the file holds beside the last weights.
     """
 
     format: ClassVar[str]
+    ema: bool = False
 
     path: Path
     specs: Mapping[str, TensorSpec]

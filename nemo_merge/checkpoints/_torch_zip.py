@@ -199,7 +199,7 @@ class TorchZip:
             raise CheckpointError(
                 f"{self.name}: a TorchScript program, not a checkpoint; save the model's state_dict() with torch.save"
             )
-        if f"{roots[0]}byteorder" in names and archive.read(f"{roots[0]}byteorder")[:16] != b"little":
+        if f"{roots[0]}byteorder" in names and archive.open(f"{roots[0]}byteorder").read(16) != b"little":
             raise CheckpointError(f"{self.name}: written by a big-endian machine; save it anew on another")
         return roots[0]
 

@@ -51,7 +51,7 @@ class TorchFileCheckpoint(StoredCheckpoint):
     format = "torch"
 
     def __init__(self, path: str | Path, *, ema: bool = False, archive: TorchZip | None = None) -> None:
-        self.path = Path(path)
+        self.path, self.ema = Path(path), ema
         self._zip = archive or TorchZip(self.path, placeholders=True)
         self.content: Any = self._zip.content
         self._found = find_state_dict(self.content, str(self.path))

@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .. import methods
-from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, Writer, check_output, writer_for
+from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, Writer, check_output, container_for, writer_for
 from ..checkpoints._yaml import dump
 from ..checkpoints.memory import StateDictWriter
 from ..errors import ConfigError, OutputError
@@ -156,6 +156,8 @@ def merge_variants(
             inputs = [*expert_checkpoints, *([base_checkpoint] if base_checkpoint is not None else [])]
             for target in variants:
                 _check_output_is_no_input(target, inputs)
+                for template in inputs[-1:] if base_checkpoint is not None else inputs[:1]:
+                    container_for(template, expert_checkpoints, target)  # raises where the format cannot be written
         digests = stack.enter_context(hashing(inputs, ranks))
         with ranks.together():
             plans = plan_variants(base_checkpoint, expert_checkpoints, list(variants.values()), options, ranks)

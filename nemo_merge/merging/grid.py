@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import methods
+from ..checkpoints import Checkpoint
 from ..errors import ConfigError, OutputError
 from ..methods import Method
 from .api import MergeReport, Options, merge_variants
@@ -72,7 +73,11 @@ def sweep(
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another output") from error
     first = base if base is not None else experts[0]
-    suffix = ".nemo" if str(getattr(first, "path", first)).endswith(".nemo") else ""
+    if isinstance(first, Checkpoint):
+        path = first.path
+    else:
+        path = Path(first["path"] if isinstance(first, Mapping) else first)
+    suffix = path.suffix if path.suffix in (".nemo", ".ckpt", ".safetensors", ".pt", ".pth") else ""
     outputs = {folder / f"{label}{suffix}": variant for label, variant in variants.items()}
     options = Options(
         rules=rules,

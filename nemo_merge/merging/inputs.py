@@ -113,6 +113,7 @@ class RenamedCheckpoint(Checkpoint):
         self.inner, self._names = inner, dict(names)
         self.path: Path = inner.path
         self.format = inner.format  # type: ignore[misc]
+        self.ema = inner.ema
         self.specs: Mapping[str, TensorSpec] = {name: inner.specs[own] for name, own in names.items()}
         self.metadata: Metadata = inner.metadata
         owners: dict[str, str] = {}

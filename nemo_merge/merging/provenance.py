@@ -45,6 +45,8 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
             "format": checkpoint.format,
             "sha256": dict(digests[str(checkpoint.path)]),
         }
+        if checkpoint.ema:
+            entry["ema"] = True
         if checkpoint.metadata.provenance:
             earlier = dict(checkpoint.metadata.provenance)
             earlier.pop("decisions", None)
@@ -83,8 +85,8 @@ def command(entries: Mapping[str, Any], method: Method) -> str:
         if (value := getattr(method, item.name)) != item.default:
             words.append(f"method.{item.name}={_hydra(plain(value))}")
     if entries["base"] is not None:
-        words.append(f"base={_hydra(entries['base']['path'])}")
-    words.append(f"experts={_hydra([expert['path'] for expert in entries['experts']])}")
+        words.append(f"base={_hydra(source_of(entries['base']))}")
+    words.append(f"experts={_hydra([source_of(expert) for expert in entries['experts']])}")
     words += [f"{key}={_hydra(entries[key])}" for key in ("rules", "then") if entries.get(key)]
     if entries["batch_norm"] != "average":
         words.append(f"batch_norm={entries['batch_norm']}")
@@ -93,6 +95,12 @@ def command(entries: Mapping[str, Any], method: Method) -> str:
     if entries["device"] != "cpu":
         words.append(f"device={entries['device']}")
     return shlex.join(["nemo-merge", "merge", *words, "output=OUTPUT"])
+
+
+def source_of(entry: Mapping[str, Any], path: str | None = None) -> Any:
+    """An input of a record as it is given to a merge, perhaps at another place."""
+    path = path or entry["path"]
+    return {"path": path, "ema": True} if entry.get("ema") else path
 
 
 def plain(value: Any) -> Any:
