@@ -25,6 +25,7 @@ from .emr import EmrPackage, package_path
 from .engine import ROUNDING_WARNING, Execution, Progress, execute, execute_variants
 from .plan import BatchNorm, MergePlan, plan_merge, plan_variants
 from .provenance import record, start_digests
+from .recalibration import Audio, Recalibration
 from .rules import Rule
 
 logger = logging.getLogger("nemo_merge")
@@ -69,6 +70,7 @@ def merge(
     rules: Rules = (),
     then: Then = (),
     batch_norm: BatchNorm = "average",
+    audio: Audio | None = None,
     dtype: str | None = None,
     workers: int | None = None,
     progress: bool | None = None,
@@ -87,7 +89,9 @@ def merge(
         overwrite: replace an output that exists.
         rules: other settings for some tensors, see :func:`~nemo_merge.merging.rules.parse_rules`.
         then: post-processors of the merged task vectors, in order (``nemo_merge.methods.post_names()``).
-        batch_norm: ``average``, ``pooled`` or ``base``, see :func:`~nemo_merge.merging.plan.plan_merge`.
+        batch_norm: ``average``, ``pooled``, ``base`` or ``recalibrate``, see
+            :func:`~nemo_merge.merging.plan.plan_merge`.
+        audio: unlabelled audio for ``batch_norm="recalibrate"``, see there; needs NeMo.
         dtype: type of the merged weights; the base's by default.
         workers: threads; the number of cores by default. The bytes written do not depend on it.
         progress: show a progress bar; by default only on a terminal.
@@ -101,7 +105,7 @@ def merge(
         OutputError: the output exists, or cannot be written.
     """
     chosen = _method(method, parameters)
-    options = Options(overwrite, rules, then, batch_norm, dtype, workers, progress)
+    options = Options(overwrite, rules, then, batch_norm, audio, dtype, workers, progress)
     return merge_variants(base, experts, {Path(output): chosen}, options)[0]
 
 
@@ -113,6 +117,7 @@ class Options:
     rules: Rules = ()
     then: Then = ()
     batch_norm: BatchNorm = "average"
+    audio: Audio | None = None
     dtype: str | None = None
     workers: int | None = None
     progress: bool | None = None
@@ -148,12 +153,14 @@ def merge_variants(
             rules=options.rules,
             then=options.then,
             batch_norm=options.batch_norm,
+            audio=options.audio,
             dtype=options.dtype,
             workers=options.workers,
         )
+        again = stack.enter_context(Recalibration(plans, list(variants))) if plans[0].audio is not None else None
         writers = [
             stack.enter_context(plan.template.writer(target, plan.output_specs, overwrite=options.overwrite))
-            for target, plan in zip(variants, plans, strict=True)
+            for target, plan in zip(again.merged if again else variants, plans, strict=True)
         ]
         hashing = stack.enter_context(ThreadPoolExecutor(1))
         digests = start_digests(plans[0], hashing)
@@ -168,6 +175,8 @@ def merge_variants(
         records = [record(plan, hashes) for plan in plans]
         for writer, provenance in zip(writers, records, strict=True):
             writer.commit(provenance)
+        if again is not None:
+            again.finish(records, overwrite=options.overwrite, workers=options.workers)
         for package in packages:
             package.commit()
         warnings = [
@@ -212,7 +221,7 @@ def merge_state_dicts(
         scale: factor on the merged task vector; the method's own by default.
         rules: as in :func:`merge`.
         then: as in :func:`merge`.
-        batch_norm: as in :func:`merge`.
+        batch_norm: as in :func:`merge`, ``recalibrate`` apart, which needs files.
         workers: as in :func:`merge`.
         **parameters: further parameters of the method.
 
@@ -222,6 +231,11 @@ def merge_state_dicts(
     Raises:
         PlanError, ConfigError, MergeError: as in :func:`merge`.
     """
+    if batch_norm == "recalibrate":
+        raise ConfigError(
+            "batch_norm=recalibrate runs the merged model through NeMo and needs .nemo files; merge files, or merge "
+            "with another batch_norm and call nemo_merge.training.recalibrate on what you save"
+        )
     parameters.update({key: value for key, value in (("weights", weights), ("scale", scale)) if value is not None})
     chosen = _method(method, parameters)
     template = base if base is not None else (experts[0] if experts else {})

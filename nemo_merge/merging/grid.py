@@ -13,6 +13,7 @@ from ..errors import ConfigError, OutputError
 from ..methods import Method
 from .api import MergeReport, Options, Rules, Source, Then, merge_variants
 from .plan import BatchNorm
+from .recalibration import Audio
 
 
 def sweep(
@@ -26,6 +27,7 @@ def sweep(
     rules: Rules = (),
     then: Then = (),
     batch_norm: BatchNorm = "average",
+    audio: Audio | None = None,
     dtype: str | None = None,
     workers: int | None = None,
     progress: bool | None = None,
@@ -50,6 +52,7 @@ def sweep(
         rules: as in :func:`~nemo_merge.merging.merge`, like all that follows.
         then: post-processors.
         batch_norm: what happens to running statistics.
+        audio: for ``batch_norm="recalibrate"``.
         dtype: type of the merged weights.
         workers: threads.
         progress: show a progress bar.
@@ -68,7 +71,8 @@ def sweep(
     first = base if base is not None else experts[0]
     suffix = ".nemo" if str(getattr(first, "path", first)).endswith(".nemo") else ""
     outputs = {folder / f"{label}{suffix}": variant for label, variant in variants.items()}
-    return merge_variants(base, experts, outputs, Options(overwrite, rules, then, batch_norm, dtype, workers, progress))
+    options = Options(overwrite, rules, then, batch_norm, audio, dtype, workers, progress)
+    return merge_variants(base, experts, outputs, options)
 
 
 def variants_of(method: str, grid: Mapping[str, Sequence[Any]], parameters: Mapping[str, Any]) -> dict[str, Method]:

@@ -47,6 +47,7 @@ def record(plan: MergePlan, digests: Mapping[str, Mapping[str, str]]) -> dict[st
         "base": describe(plan.base) if plan.base is not None else None,
         "experts": [describe(expert) for expert in plan.experts],
         "batch_norm": plan.batch_norm,
+        **({"audio": plan.audio.record()} if plan.audio is not None else {}),
         "dtype": str(plan.dtype).removeprefix("torch.") if plan.dtype else None,
         "tensors": plan.decisions(),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},

@@ -1,0 +1,192 @@
+"""``batch_norm=recalibrate``: the merged model's statistics are estimated from audio before its output appears.
+
+The merge is first written, with averaged statistics, into a hidden folder beside the output; a process of its own
+restores it with NeMo and estimates the statistics (:mod:`nemo_merge.training.recalibrate`); then the output is written
+with them. This process never imports NeMo.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints import Checkpoint, open_checkpoint
+from ..errors import ConfigError, MergeError, OutputError, did_you_mean
+from ..tensors import Role
+from ..training.audio import AudioSample, Source, read_audio
+from ..training.jobs import ERROR_PREFIX, REPORT_PREFIX, write_job
+from ..training.recalibrate import RecalibrationJob, plain
+from .parallel import default_workers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .plan import MergePlan
+
+logger = logging.getLogger("nemo_merge")
+
+Audio = Source | Mapping[str, Any]
+_KEYS = ("path", "seconds", "seed", "device")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What statistics are estimated from.
+
+    Attributes:
+        sample: the audio that was drawn.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    sample: AudioSample
+    device: str = "cpu"
+
+    def record(self) -> dict[str, Any]:
+        """What a merged checkpoint says of it, as plain data."""
+        return {**self.sample.record(), "device": self.device}
+
+
+def read_calibration(batch_norm: str, audio: Audio | None) -> Calibration | None:
+    """Reads what ``audio`` names; None when no statistics are to be estimated.
+
+    Raises:
+        ConfigError: audio without ``batch_norm=recalibrate``, or the other way round, or an unknown key.
+        AudioError: the audio cannot be used.
+    """
+    if batch_norm != "recalibrate":
+        if audio is not None:
+            raise ConfigError(f"audio is used by batch_norm=recalibrate only, not by batch_norm={batch_norm}")
+        return None
+    if audio is None:
+        raise ConfigError("batch_norm=recalibrate estimates statistics from audio; pass audio=MANIFEST, CUTS or FOLDER")
+    options: dict[str, Any] = dict(audio) if isinstance(audio, Mapping) else {"path": audio}
+    for key in options:
+        if key not in _KEYS:
+            raise ConfigError(f"audio: there is no key {key!r}{did_you_mean(str(key), _KEYS)}")
+    if "path" not in options:
+        raise ConfigError("audio: says no path; write audio=PATH or audio={path: PATH, seconds: 300}")
+    seed = options.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ConfigError(f"audio: seed={seed!r} is not a whole number")
+    device = str(options.get("device", "cpu"))
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"audio: device={device!r} is neither cpu nor cuda")
+    return Calibration(read_audio(options["path"], seconds=options.get("seconds", 600.0), seed=seed), device)
+
+
+def check_recalibration(template: Checkpoint, roles: Mapping[str, Role]) -> Iterator[str]:
+    """What stands against estimating the statistics of a merge into this template."""
+    if template.format != "nemo":
+        yield (
+            f"{template.path}: batch_norm=recalibrate runs the merged model through NeMo and needs .nemo files, not "
+            f"{template.format!r}; use batch_norm=average"
+        )
+    elif not {Role.BATCH_NORM_MEAN, Role.BATCH_NORM_VARIANCE} & set(roles.values()):
+        yield (
+            f"{template.path}: has no batch-normalisation statistics (conv_norm_type is not batch_norm), so there is "
+            "nothing to recalibrate; leave batch_norm out"
+        )
+    if find_spec("nemo") is None:
+        yield "batch_norm=recalibrate needs NeMo, which is not installed; pip install 'nemo-merge[nemo]'"
+
+
+class Recalibration:
+    """Where merged models wait for their statistics; a context manager that leaves no trace of them.
+
+    Args:
+        plans: plans with ``batch_norm="recalibrate"``, for the same inputs.
+        outputs: the outputs, one per plan.
+
+    Attributes:
+        merged: the files to write the merges to, beside the outputs in a hidden folder.
+    """
+
+    def __init__(self, plans: Sequence[MergePlan], outputs: Sequence[Path]) -> None:
+        self._plans, self._outputs = plans, outputs
+        parent, name = outputs[0].absolute().parent, outputs[0].name
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".recalibrate", dir=parent))
+        except OSError as error:
+            raise OutputError(f"{parent}: cannot be written to ({error.strerror}); choose another output") from error
+        self.merged = [self._folder / f"{index}.nemo" for index in range(len(outputs))]
+
+    def finish(self, records: Sequence[Mapping[str, Any]], *, overwrite: bool, workers: int | None) -> None:
+        """Estimates the statistics of :attr:`merged` and writes the outputs; none appears before all are done.
+
+        Raises:
+            MergeError: the statistics cannot be estimated.
+            OutputError: an output cannot be written.
+        """
+        statistics = self._estimate(workers)
+        with ExitStack() as stack:
+            writers = []
+            for plan, output, merged, found in zip(self._plans, self._outputs, self.merged, statistics, strict=True):
+                writer = stack.enter_context(plan.template.writer(output, plan.output_specs, overwrite=overwrite))
+                checkpoint = stack.enter_context(open_checkpoint(merged))
+                for name, spec in plan.output_specs.items():
+                    writer.write(name, 0, found[name].to(spec.dtype) if name in found else checkpoint[name])
+                writers.append(writer)
+            for writer, record in zip(writers, records, strict=True):
+                writer.commit(record)
+
+    def _estimate(self, workers: int | None) -> list[dict[str, Tensor]]:
+        """Statistics of every model by tensor name, float32, shape [channels], from a process of its own."""
+        from safetensors.torch import load_file
+
+        calibration = self._plans[0].audio
+        assert calibration is not None
+        job = RecalibrationJob(
+            models={merged.stem: str(merged) for merged in self.merged},
+            pieces=plain(calibration.sample.pieces),
+            output=str(self._folder / "statistics"),
+            names=[row.name for row in self._plans[0].rows if row.treatment.value == "recalibrated"],
+            device=calibration.device,
+            workers=workers or default_workers(),
+        )
+        _run(write_job(job, self._folder / "job.json"))
+        return [load_file(self._folder / "statistics" / f"{merged.stem}.safetensors") for merged in self.merged]
+
+    def __enter__(self) -> Recalibration:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _run(file: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "nemo_merge.training", str(file)]
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace", env=environment
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(REPORT_PREFIX):
+                    logger.info(line.removeprefix(REPORT_PREFIX).strip())
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        errors.seek(0)
+        log = errors.read()
+    if code:
+        _, known, message = log.rpartition(ERROR_PREFIX)
+        if not known:
+            logger.error(log)
+            message = f"the process ended with exit code {code}; its output is above"
+        raise MergeError(f"batch_norm=recalibrate: {message.strip()}; nothing was written")
