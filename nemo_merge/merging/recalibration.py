@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import Checkpoint, open_checkpoint
-from ..errors import ConfigError, MergeError, OutputError, did_you_mean
+from ..checkpoints import Checkpoint, Writer, open_checkpoint
+from ..checkpoints._work import WorkFolder, key_of
+from ..errors import ConfigError, MergeError, did_you_mean
 from ..tensors import Role
 from ..training.audio import AudioSample, Source, read_audio
 from ..training.jobs import ERROR_PREFIX, REPORT_PREFIX, write_job
@@ -101,44 +101,57 @@ def check_recalibration(template: Checkpoint, roles: Mapping[str, Role]) -> Iter
         yield "batch_norm=recalibrate needs NeMo, which is not installed; pip install 'nemo-merge[nemo]'"
 
 
-class Recalibration:
+class Recalibration(ExitStack):
     """Where merged models wait for their statistics; a context manager that leaves no trace of them.
+
+    Like the folder of an output in the making, theirs outlives a process that is killed or interrupted, and the same
+    merge goes on in it.
 
     Args:
         plans: plans with ``batch_norm="recalibrate"``, for the same inputs.
         outputs: the outputs, one per plan.
+        records: the records that they carry.
 
     Attributes:
-        merged: the files to write the merges to, beside the outputs in a hidden folder.
+        merged: the files to write the merges to, in a hidden folder beside the outputs.
     """
 
-    def __init__(self, plans: Sequence[MergePlan], outputs: Sequence[Path]) -> None:
-        self._plans, self._outputs = plans, outputs
-        parent, name = outputs[0].absolute().parent, outputs[0].name
-        try:
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".recalibrate", dir=parent))
-        except OSError as error:
-            raise OutputError(f"{parent}: cannot be written to ({error.strerror}); choose another output") from error
-        self.merged = [self._folder / f"{index}.nemo" for index in range(len(outputs))]
+    def __init__(
+        self, plans: Sequence[MergePlan], outputs: Sequence[Path], records: Sequence[Mapping[str, Any]]
+    ) -> None:
+        super().__init__()
+        self._plans, self._outputs, self._records = plans, outputs, records
+        self._work = WorkFolder(outputs[0], key_of({"recalibrate": list(records)}))
+        self.merged = [self._work.path / f"{index}.nemo" for index in range(len(outputs))]
 
-    def finish(self, records: Sequence[Mapping[str, Any]], *, overwrite: bool, workers: int | None) -> None:
-        """Estimates the statistics of :attr:`merged` and writes the outputs; none appears before all are done.
+    def finish(self, merged: Sequence[Writer], *, overwrite: bool, workers: int | None) -> list[Writer]:
+        """Completes the merges, estimates their statistics, and writes outputs that have them.
+
+        Args:
+            merged: the writers of :attr:`merged`, with all tensors written.
+            overwrite: allow outputs that exist to be replaced.
+            workers: threads.
+
+        Returns:
+            The writers of the outputs, to be committed.
 
         Raises:
             MergeError: the statistics cannot be estimated.
             OutputError: an output cannot be written.
         """
-        statistics = self._estimate(workers)
-        with ExitStack() as stack:
-            writers = []
-            for plan, output, merged, found in zip(self._plans, self._outputs, self.merged, statistics, strict=True):
-                writer = stack.enter_context(plan.template.writer(output, plan.output_specs, overwrite=overwrite))
-                checkpoint = stack.enter_context(open_checkpoint(merged))
-                for name, spec in plan.output_specs.items():
-                    writer.write(name, 0, found[name].to(spec.dtype) if name in found else checkpoint[name])
-                writers.append(writer)
-            for writer, record in zip(writers, records, strict=True):
-                writer.commit(record)
+        for writer in merged:
+            writer.commit()
+        writers = []
+        for plan, output, record, path, found in zip(
+            self._plans, self._outputs, self._records, self.merged, self._estimate(workers), strict=True
+        ):
+            checkpoint = self.enter_context(open_checkpoint(path))
+            writer = self.enter_context(plan.template.writer(output, plan.output_specs, record, overwrite=overwrite))
+            for name in plan.output_specs.keys() - writer.finished:
+                values = found[name].to(plan.output_specs[name].dtype) if name in found else checkpoint[name]
+                writer.write(name, 0, values)
+            writers.append(writer)
+        return writers
 
     def _estimate(self, workers: int | None) -> list[dict[str, Tensor]]:
         """Statistics of every model by tensor name, float32, shape [channels], from a process of its own."""
@@ -147,21 +160,22 @@ class Recalibration:
         calibration = self._plans[0].audio
         assert calibration is not None
         job = RecalibrationJob(
-            models={merged.stem: str(merged) for merged in self.merged},
+            models={path.stem: str(path) for path in self.merged},
             pieces=plain(calibration.sample.pieces),
-            output=str(self._folder / "statistics"),
+            output=str(self._work.path),
             names=[row.name for row in self._plans[0].rows if row.treatment.value == "recalibrated"],
             device=calibration.device,
             workers=workers or default_workers(),
         )
-        _run(write_job(job, self._folder / "job.json"))
-        return [load_file(self._folder / "statistics" / f"{merged.stem}.safetensors") for merged in self.merged]
+        _run(write_job(job, self._work.path / "job.json"))
+        return [load_file(path.with_suffix(".safetensors")) for path in self.merged]
 
-    def __enter__(self) -> Recalibration:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        super().__exit__(kind, *rest)
+        if kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit)):
+            self._work.pause(always=True)
+        else:
+            self._work.discard()
 
 
 def _run(file: Path) -> None:

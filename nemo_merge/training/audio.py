@@ -46,19 +46,21 @@ class AudioSample:
     """Audio to estimate statistics from.
 
     Attributes:
-        source: what the user gave: a path, or ``N files``.
+        source: what the user gave: a path, or the paths of files.
         kind: ``nemo manifest``, ``lhotse cuts``, ``folder`` or ``files``.
         sha256: digest of the manifest, or of the list of files with their sizes.
         available: number of recordings of sufficient length in the source.
         pieces: those that were drawn.
+        asked: how many seconds were asked for.
         seed: of the draw.
     """
 
-    source: str
+    source: str | list[str]
     kind: str
     sha256: str
     available: int
     pieces: Sequence[Piece]
+    asked: float
     seed: int
 
     @property
@@ -69,13 +71,14 @@ class AudioSample:
     def record(self) -> dict[str, Any]:
         """What a merged checkpoint says of the audio, as plain data."""
         return {
-            "source": self.source,
+            "path": self.source,
+            "seconds": self.asked,
+            "seed": self.seed,
             "kind": self.kind,
             "sha256": self.sha256,
             "recordings": self.available,
             "pieces": len(self.pieces),
-            "seconds": round(self.seconds, 3),
-            "seed": self.seed,
+            "length": round(self.seconds, 3),
         }
 
 
@@ -96,11 +99,14 @@ def read_audio(source: Source, *, seconds: float = 600.0, seed: int = 0) -> Audi
     """
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= LEAST_AUDIO:
         raise AudioError(f"audio: seconds={seconds!r} is not a number from {LEAST_AUDIO:g} on")
+    given: str | list[str]
     if isinstance(source, (str, os.PathLike)):
-        shown, kind, digest, pieces = _from_path(Path(source))
+        given = shown = str(source)
+        kind, digest, pieces = _from_path(Path(source))
     elif isinstance(source, Sequence) and source and all(isinstance(item, (str, os.PathLike)) for item in source):
         shown, kind = f"{len(source)} files", "files"
-        digest, pieces = _files([Path(item) for item in source])
+        given = sorted(map(str, source))  # sums do not depend on the order of a list
+        digest, pieces = _files([Path(item) for item in given])
     else:
         raise AudioError(f"audio: {source!r} is neither a path nor a list of paths; pass {_FORMATS}")
     long_enough = [piece for piece in pieces if piece.duration >= SHORTEST_PIECE]
@@ -113,22 +119,22 @@ def read_audio(source: Source, *, seconds: float = 600.0, seed: int = 0) -> Audi
     drawn = _draw([part for piece in long_enough for part in _parts(piece)], seconds, seed)
     for piece in drawn:
         _check_there(piece, shown)
-    return AudioSample(shown, kind, digest, len(long_enough), drawn, seed)
+    return AudioSample(given, kind, digest, len(long_enough), drawn, seconds, seed)
 
 
-def _from_path(path: Path) -> tuple[str, str, str, list[Piece]]:
+def _from_path(path: Path) -> tuple[str, str, list[Piece]]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _AUDIO and file.is_file())
         if not files:
             raise AudioError(f"{path}: no audio in this folder (looked for {', '.join(_AUDIO)})")
-        return str(path), "folder", *_files(files, path)
+        return "folder", *_files(files, path)
     if not path.is_file():
         raise AudioError(f"{path}: no such file or folder; audio is {_FORMATS}")
     if path.suffix.lower() in _AUDIO:
-        return str(path), "files", *_files([path])
+        return "files", *_files([path])
     if not path.name.lower().endswith(_MANIFESTS):
         raise AudioError(f"{path}: of an unknown format; pass {_FORMATS}")
-    return str(path), *_manifest(path)
+    return _manifest(path)
 
 
 def _files(files: Sequence[Path], root: Path | None = None) -> tuple[str, list[Piece]]:

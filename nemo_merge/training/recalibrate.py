@@ -11,7 +11,7 @@ exactly the stored mean and variance. Frames count alike, whatever utterance the
 correction, as in PyTorch.
 
 **How.** Layers are done in the order of the forward pass. For each, every utterance is run up to that layer and no
-further, so that L layers cost about L / 2 forward passes of the encoder, and memory is that of one utterance per thread.
+further, so that L layers cost about L / 2 forward passes, and memory is that of one utterance per thread.
 
 **Why not** :func:`torch.optim.swa_utils.update_bn`, which needs one pass only: it puts the whole model into training
 mode (dropout, dither, SpecAugment), weighs batches alike rather than frames, takes the mean of the batches' variances
