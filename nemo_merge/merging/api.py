@@ -238,7 +238,7 @@ def merge_state_dicts(
     if batch_norm == "recalibrate":
         raise ConfigError(
             "batch_norm=recalibrate runs the merged model through NeMo and needs .nemo files; merge files, or merge "
-            "with another batch_norm and call nemo_merge.training.recalibrate on what you save"
+            "with another batch_norm and call nemo_merge.training.recalibrate.recalibrate on what you save"
         )
     parameters.update({key: value for key, value in (("weights", weights), ("scale", scale)) if value is not None})
     chosen = _method(method, parameters)

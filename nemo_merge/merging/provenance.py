@@ -10,6 +10,7 @@ import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .. import __version__
 from ..checkpoints import Checkpoint
 from ..methods import Method
 from .plan import MergePlan, Treatment
+from .recalibration import asked
 from .rules import BASE, Rule
 
 Digests = Mapping[str, Mapping[str, str]]
@@ -67,7 +69,11 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
         **entries,
         "tensors": plan.decisions(),
         "decisions": _decisions(plan),
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            **({"nemo": version("nemo_toolkit")} if plan.audio is not None else {}),
+        },
     }
 
 
@@ -84,8 +90,7 @@ def command(entries: Mapping[str, Any], method: Method) -> str:
     if entries["batch_norm"] != "average":
         words.append(f"batch_norm={entries['batch_norm']}")
     if "audio" in entries:
-        asked = {key: entries["audio"][key] for key in ("path", "seconds", "seed", "device")}
-        words.append(f"audio={_hydra(asked)}")
+        words.append(f"audio={_hydra(asked(entries))}")
     if entries["dtype"] is not None:
         words.append(f"dtype={entries['dtype']}")
     return shlex.join(["nemo-merge", "merge", *words, "output=OUTPUT"])

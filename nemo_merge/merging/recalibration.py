@@ -85,6 +85,11 @@ def read_calibration(batch_norm: str, audio: Audio | None) -> Calibration | None
     return Calibration(read_audio(options["path"], seconds=options.get("seconds", 600.0), seed=seed), device)
 
 
+def asked(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The ``audio`` that the record of a merge was asked for with; None where it had none."""
+    return {key: record["audio"][key] for key in _KEYS} if record.get("audio") else None
+
+
 def check_recalibration(template: Checkpoint, roles: Mapping[str, Role]) -> Iterator[str]:
     """What stands against estimating the statistics of a merge into this template."""
     if template.format != "nemo":
