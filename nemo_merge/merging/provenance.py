@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import platform
+import re
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,9 @@ from .rules import BASE, Rule
 
 Digests = Mapping[str, Mapping[str, str]]
 """SHA-256 of the files of every input, by the input's path."""
+
+
+_UNQUOTED = re.compile(r"[A-Za-z_./][\w./-]*")
 
 
 def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
@@ -150,7 +154,9 @@ def _rule(rule: Rule, experts: int) -> dict[str, Any]:
 def _hydra(value: Any) -> str:
     """A value in the grammar of Hydra's overrides."""
     if isinstance(value, str):
-        return "'" + value.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
+        if _UNQUOTED.fullmatch(value) and value.lower() not in ("true", "false", "null", "nan", "inf"):
+            return value
+        return '"' + re.sub(r'(\\*)"', r"\1\1\"", re.sub(r"(\\+)$", r"\1\1", value)) + '"'
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

@@ -31,7 +31,11 @@ def test_every_method_repeats_to_the_byte(method, nemo_family, tmp_path):
 SETTINGS = {
     "rules": {
         "rules": [
-            {"match": r"layers\.0\.self", "method": {"name": "ties", "density": 0.5}, "scale": 0.5},
+            {
+                "match": r"""layers\.0\.self|it's|"\\quoted\"|\\""",
+                "method": {"name": "ties", "density": 0.5},
+                "scale": 0.5,
+            },
             {"group": "head", "method": "base"},
             {"group": "encoder", "weights": [[0, 1], 1, 0.5]},
         ]
