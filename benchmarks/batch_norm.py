@@ -28,7 +28,6 @@ from nemo_merge.training.recalibrate import _features
 
 METHODS = {
     "soup": ("soup", {}),
-    "task_arithmetic, scale 1/3": ("task_arithmetic", {"scale": 1 / 3}),
     "task_arithmetic, scale 0.6": ("task_arithmetic", {"scale": 0.6}),
     "task_arithmetic, scale 1": ("task_arithmetic", {"scale": 1.0}),
     "boosted_tsvm": ("boosted_tsvm", {}),
