@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,27 +35,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("nemo_merge")
 
 Audio = Source | Mapping[str, Any]
-_KEYS = ("path", "seconds", "seed", "device")
+_KEYS = ("path", "seconds", "seed")
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What statistics are estimated from.
+def alone(batch_norm: str, ranks: int) -> None:
+    """Refuses to estimate statistics in a merge that several processes share.
 
-    Attributes:
-        sample: the audio that was drawn.
-        device: ``cpu`` or ``cuda``.
+    Raises:
+        ConfigError: with the remedy.
     """
-
-    sample: AudioSample
-    device: str = "cpu"
-
-    def record(self) -> dict[str, Any]:
-        """What a merged checkpoint says of it, as plain data."""
-        return {**self.sample.record(), "device": self.device}
+    if batch_norm == "recalibrate" and ranks > 1:
+        raise ConfigError("batch_norm=recalibrate works in one process; merge without torchrun")
 
 
-def read_calibration(batch_norm: str, audio: Audio | None) -> Calibration | None:
+def read_calibration(batch_norm: str, audio: Audio | None) -> AudioSample | None:
     """Reads what ``audio`` names; None when no statistics are to be estimated.
 
     Raises:
@@ -79,10 +70,7 @@ def read_calibration(batch_norm: str, audio: Audio | None) -> Calibration | None
     seed = options.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ConfigError(f"audio: seed={seed!r} is not a whole number")
-    device = str(options.get("device", "cpu"))
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ConfigError(f"audio: device={device!r} is neither cpu nor cuda")
-    return Calibration(read_audio(options["path"], seconds=options.get("seconds", 600.0), seed=seed), device)
+    return read_audio(options["path"], seconds=options.get("seconds", 600.0), seed=seed)
 
 
 def asked(record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -162,14 +150,14 @@ class Recalibration(ExitStack):
         """Statistics of every model by tensor name, float32, shape [channels], from a process of its own."""
         from safetensors.torch import load_file
 
-        calibration = self._plans[0].audio
-        assert calibration is not None
+        plan = self._plans[0]
+        assert plan.audio is not None
         job = RecalibrationJob(
             models={path.stem: str(path) for path in self.merged},
-            pieces=plain(calibration.sample.pieces),
+            pieces=plain(plan.audio.pieces),
             output=str(self._work.path),
-            names=[row.name for row in self._plans[0].rows if row.treatment.value == "recalibrated"],
-            device=calibration.device,
+            names=[row.name for row in plan.rows if row.treatment.value == "recalibrated"],
+            device=str(plan.device),
             workers=workers or default_workers(),
         )
         _run(write_job(job, self._work.path / "job.json"))

@@ -102,6 +102,7 @@ def reproduce(
             batch_norm=record["batch_norm"],
             audio=asked(record),
             dtype=record["dtype"],
+            device=record.get("device", "cpu"),
             workers=workers,
             as_recorded=as_recorded,
         )

@@ -13,6 +13,7 @@ from nemo_merge.cli.settings import compose
 from nemo_merge.errors import AudioError, ConfigError, MergeError, PlanError
 from nemo_merge.merging import recalibration
 from nemo_merge.merging.plan import Treatment, plan_merge, plan_table
+from nemo_merge.merging.ranks import Ranks
 from tests.fixtures.audio import write_audio, write_manifest
 from tests.fixtures.models import write_huggingface, write_nemo
 
@@ -39,7 +40,7 @@ def test_the_plan_recalibrates_all_statistics_even_those_that_are_equal(nemo_fam
     assert {name for name, row in rows.items() if row.treatment is Treatment.RECALIBRATED} == {MEAN, VARIANCE}
     assert rows[MEAN].reason == "statistics, not weights: estimated from audio for the merged weights"
     record = plan.audio.record()
-    assert (record["seconds"], record["seed"], record["kind"], record["device"]) == (11, 3, "nemo manifest", "cpu")
+    assert (record["seconds"], record["seed"], record["kind"]) == (11, 3, "nemo manifest")
     assert "estimated from audio" in str(plan_table(plan).columns[-1]._cells)
 
 
@@ -82,7 +83,11 @@ def test_pooled_variances_widen_where_only_means_differ(family):
         ({"batch_norm": "recalibrate", "audio": {"seconds": 60}}, ConfigError, "audio: says no path"),
         ({"batch_norm": "recalibrate", "audio": {"path": "x", "second": 9}}, ConfigError, "did you mean 'seconds'"),
         ({"batch_norm": "recalibrate", "audio": {"path": "x", "seed": 0.5}}, ConfigError, "seed=0.5 is not a whole"),
-        ({"batch_norm": "recalibrate", "audio": {"path": "x", "device": "tpu"}}, ConfigError, "neither cpu nor cuda"),
+        (
+            {"batch_norm": "recalibrate", "ranks": Ranks(0, 2)},
+            ConfigError,
+            "works in one process; merge without torchrun",
+        ),
         ({"batch_norm": "recalibrated"}, ConfigError, "did you mean 'recalibrate'"),
     ],
 )
@@ -157,7 +162,7 @@ def test_the_output_has_the_new_statistics_and_all_other_tensors_of_the_merge(
     assert record["audio"]["path"] == str(manifest)
     assert record["audio"]["pieces"] == 12
     settings, _ = compose(shlex.split(record["command"])[2:])
-    assert settings.audio == {"path": str(manifest), "seconds": 600.0, "seed": 0, "device": "cpu"}
+    assert settings.audio == {"path": str(manifest), "seconds": 600.0, "seed": 0}
     assert report.tensors["recalibrated"] == {"batch-norm mean": 1, "batch-norm variance": 1}
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
