@@ -52,7 +52,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("nemo-merge: interrupted, nothing was written", err=True)
+        click.echo("nemo-merge: interrupted; the output is as it was", err=True)
         sys.exit(130)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
