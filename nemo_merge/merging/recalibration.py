@@ -98,7 +98,7 @@ class Recalibration(ExitStack):
     """Where merged models wait for their statistics; a context manager that leaves no trace of them.
 
     Like the folder of an output in the making, theirs outlives a process that is killed or interrupted, and the same
-    merge goes on in it.
+    merge goes on with its finished tensors; a merge that was complete already is made again.
 
     Args:
         plans: plans with ``batch_norm="recalibrate"``, for the same inputs.
@@ -116,6 +116,8 @@ class Recalibration(ExitStack):
         self._plans, self._outputs, self._records = plans, outputs, records
         self._work = WorkFolder(outputs[0], key_of({"recalibrate": list(records)}))
         self.merged = [self._work.path / f"{index}.nemo" for index in range(len(outputs))]
+        for path in self.merged:
+            path.unlink(missing_ok=True)  # of a run that was interrupted while it estimated
 
     def finish(self, merged: Sequence[Writer], *, overwrite: bool, workers: int | None) -> list[Writer]:
         """Completes the merges, estimates their statistics, and writes outputs that have them.

@@ -188,9 +188,7 @@ def test_a_process_that_fails_leaves_nothing(nemo_family, tmp_path, manifest, mo
     assert [path.name for path in tmp_path.iterdir()] == ["inputs"]
 
 
-def test_an_interrupted_estimate_keeps_the_merge_for_the_next_run(
-    nemo_family, tmp_path, manifest, estimated, monkeypatch
-):
+def test_after_an_interrupted_estimate_the_same_merge_works(nemo_family, tmp_path, manifest, estimated, monkeypatch):
     base, experts = nemo_family
     options = {"output": tmp_path / "m.nemo", "batch_norm": "recalibrate", "audio": str(manifest)}
 
