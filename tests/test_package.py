@@ -60,7 +60,7 @@ LAYERS = {
     "checkpoints": {"errors", "tensors"},
     "scoring": {"errors"},
     "corpora": {"errors"},
-    "merging": {"errors", "tensors", "linalg", "methods", "checkpoints", "__init__"},
+    "merging": {"errors", "tensors", "linalg", "methods", "checkpoints", "training", "__init__"},
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "__init__"},
     "training": {"errors"},
     "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting"},

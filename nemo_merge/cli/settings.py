@@ -27,13 +27,15 @@ class MergeSettings:
     rules: list[Any] = field(default_factory=list)
     then: list[Any] = field(default_factory=list)
     batch_norm: str = "average"
+    audio: Any = None
     dtype: str | None = None
     device: str = "cpu"
     workers: int | None = None
 
     def plan_options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~nemo_merge.merging.plan_merge`."""
-        return {name: getattr(self, name) for name in ("rules", "then", "batch_norm", "dtype", "device", "workers")}
+        names = ("rules", "then", "batch_norm", "audio", "dtype", "device", "workers")
+        return {name: getattr(self, name) for name in names}
 
     def merge_options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~nemo_merge.merging.merge` beside the output and the method's parameters."""

@@ -295,7 +295,7 @@ def _by_blocks(plan: MergePlan, row: Row, shared: _Shared) -> Iterator[tuple[Blo
             yield block, block.base
         return
     weights = row.method.resolved_weights(len(plan.experts))
-    if row.treatment in (Treatment.AVERAGE, Treatment.POOLED):
+    if row.treatment in (Treatment.AVERAGE, Treatment.POOLED, Treatment.RECALIBRATED):
         average = _average_statistics(plan, row, weights)
         for block in _blocks(plan, row, whole=row.treatment is Treatment.POOLED):
             yield block, average(block)

@@ -15,6 +15,7 @@ from .api import MergeReport, Options, merge_variants
 from .inputs import Source
 from .plan import BatchNorm, Rules, Then
 from .ranks import ALONE, Ranks
+from .recalibration import Audio
 
 
 def sweep(
@@ -28,6 +29,7 @@ def sweep(
     rules: Rules = (),
     then: Then = (),
     batch_norm: BatchNorm = "average",
+    audio: Audio | None = None,
     dtype: str | None = None,
     device: str = "cpu",
     workers: int | None = None,
@@ -54,6 +56,7 @@ def sweep(
         rules: as in :func:`~nemo_merge.merging.merge`, like all that follows.
         then: post-processors.
         batch_norm: what happens to running statistics.
+        audio: for ``batch_norm="recalibrate"``.
         dtype: type of the merged weights.
         device: where spectral methods factorise.
         workers: threads.
@@ -78,6 +81,7 @@ def sweep(
         rules=rules,
         then=then,
         batch_norm=batch_norm,
+        audio=audio,
         dtype=dtype,
         device=device,
         workers=workers,
