@@ -297,7 +297,7 @@ def _check_rules(rules: Sequence[Rule], roles: Mapping[str, Role], warnings: lis
 def _scan(template: Checkpoint, experts: Sequence[Checkpoint], workers: int | None, ranks: Ranks) -> dict[str, Scan]:
     names = [name for name in template.specs if name not in template.ties]
     mine = ranks.mine(names, lambda name: template.specs[name].nbytes)
-    with single_threaded_torch(), ThreadPoolExecutor(workers or default_workers()) as pool:
+    with ranks.together(), single_threaded_torch(), ThreadPoolExecutor(workers or default_workers()) as pool:
         own = dict(zip(mine, pool.map(lambda name: scan_tensor(name, template, experts), mine), strict=True))
     found = {name: scan for part in ranks.all(own) for name, scan in part.items()}
     return {name: found[name] for name in names}

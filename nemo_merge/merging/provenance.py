@@ -122,7 +122,8 @@ def hashing(inputs: Sequence[Checkpoint], ranks: Ranks = ALONE) -> Iterator[Call
         futures = {path: pool.submit(unique[path].sha256, stop) for path in mine}
 
         def digests() -> dict[str, dict[str, str]]:
-            own = {path: future.result() for path, future in futures.items()}
+            with ranks.together():
+                own = {path: future.result() for path, future in futures.items()}
             return {path: digest for part in ranks.all(own) for path, digest in part.items()}
 
         try:
