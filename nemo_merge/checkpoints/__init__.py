@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ._adapted import AdaptedCheckpoint
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
 from ._pending import check_output
+from .adapter import AdapterCheckpoint, is_adapter
 from .huggingface import HuggingFaceCheckpoint
 from .memory import StateDictCheckpoint
 from .nemo import NemoCheckpoint
 
 __all__ = [
+    "AdaptedCheckpoint",
+    "AdapterCheckpoint",
     "Checkpoint",
     "HuggingFaceCheckpoint",
     "Metadata",
@@ -28,7 +32,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens a checkpoint of any supported format without reading its tensors.
 
     Args:
-        path: a ``.nemo`` file (plain or gzipped tar), or a Hugging Face folder with safetensors.
+        path: a ``.nemo`` file (plain or gzipped tar), a Hugging Face folder with safetensors, or a folder (or the
+            file of tensors in it) of a PEFT adapter, which a merge binds to its base.
 
     Returns:
         A read-only mapping from names to lazily read tensors.
@@ -37,6 +42,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: it does not exist, is damaged, unsafe, or of a format that is not supported.
     """
     path = Path(path)
+    if is_adapter(path):
+        return AdapterCheckpoint(path)
     if path.is_dir():
         return HuggingFaceCheckpoint(path)
     if not path.exists():

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ..low_rank import LowRank
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -84,6 +86,18 @@ class Checkpoint(Mapping[str, Tensor], ABC):
     def files(self) -> list[Path]:
         """Files that hold the tensors."""
         return [self.path]
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What the record of a merge says of this input beside its path, format and digests."""
+        return {}
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """The change that an adapter makes to a tensor of its base, as factors, or None where it is not known as such.
+
+        A checkpoint that gives one for a tensor has the tensor in the base's shape.
+        """
+        return None
 
     def sha256(self) -> dict[str, str]:
         """SHA-256 of every file that holds tensors, by file name."""

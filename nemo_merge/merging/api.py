@@ -21,6 +21,7 @@ from ..checkpoints.memory import StateDictWriter
 from ..errors import ConfigError, OutputError
 from ..methods import Method, PostProcessor
 from ..methods.emr import Emr
+from .adapters import bind_adapters
 from .emr import EmrPackage, package_path
 from .engine import ROUNDING_WARNING, Execution, Progress, execute, execute_variants
 from .plan import BatchNorm, MergePlan, plan_merge, plan_variants
@@ -139,6 +140,7 @@ def merge_variants(
     with ExitStack() as stack:
         base_checkpoint = _open(base, stack) if base is not None else None
         expert_checkpoints = [_open(expert, stack) for expert in _as_list(experts)]
+        expert_checkpoints = bind_adapters(base_checkpoint, expert_checkpoints)
         for target in variants:
             _check_output_is_no_input(target, [base_checkpoint, *expert_checkpoints])
         plans = plan_variants(

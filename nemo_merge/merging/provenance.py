@@ -32,6 +32,7 @@ def record(plan: MergePlan, digests: Mapping[str, Mapping[str, str]]) -> dict[st
             "format": checkpoint.format,
             "sha256": dict(digests[str(checkpoint.path)]),
         }
+        entry.update(checkpoint.details)
         if checkpoint.metadata.provenance:
             entry["merged_from"] = dict(checkpoint.metadata.provenance)
         return entry
