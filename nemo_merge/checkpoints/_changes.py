@@ -50,8 +50,7 @@ def lora(kind: str, a: Tensor, b: Tensor, scaling: float) -> Change:
 
 
 def dora(plain: Change, magnitude: Float[Tensor, "..."]) -> Change:
-    """``m * (W + dW) / |W + dW|`` for every output, with the magnitude m (Liu et al., 2024, arXiv 2402.09353, eq. "
-    "5)."""
+    """``m * (W + dW) / |W + dW|`` for every output, with the magnitude m (Liu et al., 2024, arXiv 2402.09353)."""
     output = 1 if plain.kind in ("transposed", "embedding") else 0
 
     def apply(base: Tensor) -> Tensor:

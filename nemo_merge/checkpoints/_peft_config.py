@@ -144,7 +144,8 @@ def read_peft_config(path: Path) -> PeftConfig:
     ]:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
             raise CheckpointError(f"{path}: {key}={value!r} is not a finite number")
-    assert isinstance(rank, int) and isinstance(alpha, (int, float))
+    assert isinstance(rank, int)
+    assert isinstance(alpha, (int, float))
     rslora = bool(values.get("use_rslora", False))
     dora = bool(values.get("use_dora", False))
     return PeftConfig(path, kind, base_model, rank, alpha, rank_pattern, alpha_pattern, rslora, transposed, dora)

@@ -19,6 +19,7 @@ from ._torch_zip import StoredTensor, TorchZip
 _PREFIX = "base_model.model."
 _A, _B, _EMBEDDING_A, _EMBEDDING_B = "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"
 _MAGNITUDE, _IA3 = "lora_magnitude_vector", "ia3_l"
+_STRANGE = ("lora_", "ia3_", "prompt_", "token_adapter", "original_module")
 _PARTS = (_A, _B, _EMBEDDING_A, _EMBEDDING_B, _MAGNITUDE, _IA3)
 
 
@@ -106,14 +107,7 @@ class PeftTensors:
         return modules, full
 
     def _refuse_unknown(self, name: str, words: list[str]) -> None:
-        strange = next(
-            (
-                w
-                for w in words
-                if w.startswith(("lora_", "ia3_", "prompt_")) or w in ("token_adapter", "original_module")
-            ),
-            None,
-        )
+        strange = next((word for word in words if word.startswith(_STRANGE)), None)
         if strange is not None:
             raise CheckpointError(
                 f"{self.path}: tensor {name!r}: {strange!r} is no part of an adapter that can be merged; merge the "

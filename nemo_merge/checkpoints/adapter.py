@@ -28,7 +28,7 @@ def is_adapter(path: Path) -> bool:
 class AdapterCheckpoint(Checkpoint):
     """A LoRA or IA3 adapter as PEFT saves it; alone it has no weights of a model, see :meth:`bind`.
 
-    Names may have PEFT's prefix ``base_model.model.`` or not, and the adapter's name (``lora_A.default.weight``) or not.
+    Names may have PEFT's prefix ``base_model.model.`` or not, and the adapter's name (``lora_A.default.weight``) too.
 
     Args:
         path: the folder, or the file of tensors in it.

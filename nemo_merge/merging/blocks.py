@@ -80,6 +80,5 @@ def sources(template: Checkpoint, experts: Sequence[Checkpoint], name: str) -> l
 
 
 def compute_dtype(tensors: Sequence[Tensor | AdaptedTensor]) -> torch.dtype:
-    """float64 if any of the tensors is (base plus adapter counts as such), else float32: arithmetic never runs in "
-    "a 16-bit type."""
+    """float64 if any of the tensors is (base plus adapter is), else float32: arithmetic never runs in 16 bits."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

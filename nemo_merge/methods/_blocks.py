@@ -68,7 +68,7 @@ class TaskVectors(Sequence[Tensor]):
         self.shape = (base.shape[0], base[0].numel())
         """Rows and columns of the tensor: whatever follows the first dimension counts as columns.
 
-        Ranks are shares of the shorter of these, which the matrices themselves may fall short of (:class:`CoreVectors`).
+        Ranks are shares of the shorter of these, which the matrices may fall short of (:class:`CoreVectors`).
         """
         self._noise: float | None = None
 
