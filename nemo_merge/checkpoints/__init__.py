@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ._adapted import AdaptedCheckpoint
-from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
-from ._pending import check_output
+from ._checkpoint import CARD, RECORD, Checkpoint, Metadata, TensorSpec, Writer, beside
+from ._work import check_output
 from .adapter import AdapterCheckpoint, is_adapter
 from .huggingface import HuggingFaceCheckpoint
 from .memory import StateDictCheckpoint
 from .nemo import NemoCheckpoint
 
 __all__ = [
+    "CARD",
+    "RECORD",
     "AdaptedCheckpoint",
     "AdapterCheckpoint",
     "Checkpoint",
@@ -23,17 +25,19 @@ __all__ = [
     "StateDictCheckpoint",
     "TensorSpec",
     "Writer",
+    "beside",
     "check_output",
     "open_checkpoint",
 ]
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, prefix: str | None = None) -> Checkpoint:
     """Opens a checkpoint of any supported format without reading its tensors.
 
     Args:
         path: a ``.nemo`` file (plain or gzipped tar), a Hugging Face folder with safetensors, or a folder (or the
             file of tensors in it) of a PEFT adapter, which a merge binds to its base.
+        prefix: what stands before the names of a PEFT adapter in its base, where that is not clear without.
 
     Returns:
         A read-only mapping from names to lazily read tensors.
@@ -43,7 +47,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if is_adapter(path):
-        return AdapterCheckpoint(path)
+        return AdapterCheckpoint(path, prefix)
+    if prefix is not None:
+        raise ConfigError(f"{path}: prefix={prefix!r} is for PEFT adapters only")
     if path.is_dir():
         return HuggingFaceCheckpoint(path)
     if not path.exists():

@@ -60,8 +60,10 @@ class AdaptedCheckpoint(Checkpoint):
     def details(self) -> Mapping[str, Any]:
         return self.adapter.details
 
-    def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> Writer:
-        return self.base.writer(output, specs, overwrite=overwrite)
+    def writer(
+        self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
+    ) -> Writer:
+        return self.base.writer(output, specs, record, overwrite=overwrite)
 
     def close(self) -> None:
         self.adapter.close()

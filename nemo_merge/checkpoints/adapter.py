@@ -63,7 +63,9 @@ class AdapterCheckpoint(Checkpoint):
         said = {"trained_on": self.config.base_model} if self.config.base_model else {}
         return {"adapter": {**self.config.summary, **said}}
 
-    def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> Writer:
+    def writer(
+        self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
+    ) -> Writer:
         raise PlanError([f"{self.path}: an adapter cannot be what a merge starts from; pass its base model as base="])
 
     def bind(self, base: Checkpoint) -> AdaptedCheckpoint:
@@ -119,8 +121,8 @@ class AdapterCheckpoint(Checkpoint):
             one, other = sorted(common)[:2]
             name = targets[0].name
             raise CheckpointError(
-                f"{self.path}: {name!r} may stand for {one + name!r} or for {other + name!r} of {base.path}; open it "
-                f"with AdapterCheckpoint({str(self.path)!r}, prefix={one!r}), or save it from the whole model"
+                f"{self.path}: {name!r} may stand for {one + name!r} or for {other + name!r} of {base.path}; give the "
+                f"expert as {{path: {self.path}, prefix: {one}}}, or save the adapter from the whole model"
             )
         return common.pop()
 

@@ -12,14 +12,17 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import IO, Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
-from ._pending import Layout, PendingFile, Slot, check_output, explained
-from ._torch_zip import StoredTensor, TorchZip, checksum_places, lay_out
+from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer, beside, check_outputs
+from ._pending import Layout, Slot, explained
+from ._torch_layout import checksum_places, lay_out
+from ._torch_zip import StoredTensor, TorchZip
+from ._work import WorkFolder, key_of, write_whole
 from ._yaml import dump, load
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
@@ -71,8 +74,10 @@ class NemoCheckpoint(Checkpoint):
             self._unpacked.cleanup()
             self._unpacked = None
 
-    def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> Writer:
-        return NemoWriter(self, output, specs, overwrite=overwrite)
+    def writer(
+        self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
+    ) -> Writer:
+        return NemoWriter(self, output, specs, record, overwrite=overwrite)
 
     def _plain_tar(self) -> Path:
         try:
@@ -133,12 +138,19 @@ class NemoWriter(Writer):
     """
 
     def __init__(
-        self, template: NemoCheckpoint, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool
+        self,
+        template: NemoCheckpoint,
+        output: Path,
+        specs: Mapping[str, TensorSpec],
+        record: Mapping[str, Any],
+        *,
+        overwrite: bool,
     ) -> None:
-        check_output(output, overwrite)
+        check_outputs(output, overwrite)
         self._template = template
+        self._record = record
         ties = {alias: owner for alias, owner in template.ties.items() if owner in specs}
-        zipped = lay_out(specs, ties, getattr(template._zip.content, "__dict__", {}))
+        zipped = lay_out(specs, ties, getattr(template._zip.content, "attributes", {}))
         self._checksums = checksum_places(zipped)
         info = copy.copy(template._weights)
         info.size = zipped.size
@@ -150,17 +162,22 @@ class NemoWriter(Writer):
             constants={0: header, **{offset + shift: data for offset, data in zipped.constants.items()}},
             slots={name: Slot(slot.offset + shift, slot.nbytes) for name, slot in zipped.slots.items()},
         )
-        self._file = PendingFile(output, layout)
+        self.work: WorkFolder = WorkFolder(output, key_of(record))
+        try:
+            self._file = self.work.add(output.name, layout, checksums=True)
+        except BaseException:
+            self.discard()
+            raise
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         self._file.write(name, start, values)
 
-    def commit(self, provenance: Mapping[str, Any]) -> None:
+    def commit(self, documents: Mapping[str, str] = MappingProxyType({})) -> None:
         for name, places in self._checksums.items():
             for place in places:
                 self._file.put(place + self._shift, self._file.checksums[name].to_bytes(4, "little"))
         config = copy.copy(self._template._config)
-        text = _with_provenance(self._template, provenance).encode()
+        text = _with_provenance(self._template, self._record).encode()
         config.size = len(text)
         self._append_member(config, io.BytesIO(text))
         with _open_tar(self._template._tar_path, self._template.path) as tar:
@@ -169,10 +186,9 @@ class NemoWriter(Writer):
                 assert source is not None  # only regular files are kept
                 self._append_member(member, source)
         self._file.append(bytes(2 * _BLOCK))
-        self._file.publish()
-
-    def discard(self) -> None:
-        self._file.discard()
+        self.work.publish_file(self._file.path.name)
+        for name, content in documents.items():
+            write_whole(beside(self.work.output, name), content.encode())
 
     def _append_member(self, member: tarfile.TarInfo, source: IO[bytes]) -> None:
         self._file.append(member.tobuf(tarfile.GNU_FORMAT))
