@@ -60,8 +60,8 @@ class AdapterCheckpoint(Checkpoint):
 
     @property
     def details(self) -> Mapping[str, Any]:
-        said = {"trained_on": self.config.base_model} if self.config.base_model else {}
-        return {"adapter": {**self.config.summary, **said}}
+        said = {"trained_on": self.config.base_model, "prefix": self.prefix}
+        return {"adapter": {**self.config.summary, **{key: value for key, value in said.items() if value is not None}}}
 
     def writer(
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False

@@ -19,7 +19,7 @@ def command(arguments: tuple[str, ...]) -> None:
 
     \b
     base=PATH         the model that the experts were fine-tuned from
-    experts=[A,B]     the experts: .nemo files or Hugging Face folders
+    experts=[A,B]     the experts: .nemo files, Hugging Face folders or PEFT adapters of the base
     output=PATH       the merged checkpoint; it appears whole or not at all
     method=NAME       merging method (nemo-merge methods)   [boosted_tsvm]
     method.KEY=VALUE  its parameters (nemo-merge methods NAME); all have scale and weights
@@ -29,6 +29,7 @@ def command(arguments: tuple[str, ...]) -> None:
     batch_norm=WORD   average, pooled or base                [average]
     dtype=TYPE        float32, float16, bfloat16, float64    [the base's]
     workers=N         threads                                [number of cores]
+    as_adapter=true   write merged adapters as one LoRA adapter, exact or (as_adapter=16) of that rank at most
     """
     from ._memory import return_large_buffers
     from .settings import compose
@@ -47,6 +48,7 @@ def command(arguments: tuple[str, ...]) -> None:
         settings.experts,
         method,
         output=settings.output,
+        as_adapter=settings.as_adapter,
         **settings.merge_options(),
     )
     click.echo(str(report))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..checkpoints.memory import StateDictWriter
 from ..errors import ConfigError, OutputError
 from ..methods import Method, PostProcessor
 from ..methods.emr import Emr
+from .adapter_output import AdapterOutput, check_rank
 from .card import model_card
 from .emr import EmrPackage, package_path
 from .engine import ROUNDING_WARNING, Execution, Progress, execute, execute_variants
@@ -73,6 +74,7 @@ def merge(
     dtype: str | None = None,
     workers: int | None = None,
     progress: bool | None = None,
+    as_adapter: bool | int | None = None,
     **parameters: Any,
 ) -> MergeReport:
     """Merges experts into one checkpoint of the base's format.
@@ -92,6 +94,8 @@ def merge(
         dtype: type of the merged weights; the base's by default.
         workers: threads; the number of cores by default. The bytes written do not depend on it.
         progress: show a progress bar; by default only on a terminal.
+        as_adapter: write the merged change of adapters as one LoRA adapter (a folder) instead of a model: True for the
+            exact rank, a number for that rank at most. The method must be rotation-equivariant.
         **parameters: parameters of the method, ``scale`` and ``weights`` among them.
 
     Raises:
@@ -102,7 +106,7 @@ def merge(
         OutputError: the output exists, or cannot be written.
     """
     chosen = _method(method, parameters)
-    options = Options(overwrite, rules, then, batch_norm, dtype, workers, progress)
+    options = Options(overwrite, rules, then, batch_norm, dtype, workers, progress, as_adapter=as_adapter)
     return merge_variants(base, experts, {Path(output): chosen}, options)[0]
 
 
@@ -117,6 +121,7 @@ class Options:
     dtype: str | None = None
     workers: int | None = None
     progress: bool | None = None
+    as_adapter: bool | int | None = None
     as_recorded: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found
     """Given the record of a merge, the one that its output is to carry: an earlier one when a merge is repeated."""
 
@@ -136,6 +141,8 @@ def merge_variants(
         options: as in :func:`merge`, the same for all.
     """
     started = time.monotonic()
+    if options.as_adapter is not None and options.as_adapter is not False:
+        check_rank(options.as_adapter)
     for target in variants:
         for file in written_files(target, variants[target]):
             check_output(file, options.overwrite)  # before anything is read: the user should not wait for this
@@ -155,7 +162,9 @@ def merge_variants(
             dtype=options.dtype,
             workers=options.workers,
         )
-        records = [options.as_recorded(record(plan, digests())) for plan in plans]
+        records = [options.as_recorded(record(plan, digests(), options.as_adapter)) for plan in plans]
+        if options.as_adapter:
+            return _merge_into_adapters(plans, variants, options, records, stack, started)
         writers = [
             stack.enter_context(plan.template.writer(target, plan.output_specs, known, overwrite=options.overwrite))
             for target, plan, known in zip(variants, plans, records, strict=True)
@@ -182,6 +191,33 @@ def merge_variants(
         MergeReport(target, provenance, plan.decisions(), some, seconds)
         for target, provenance, plan, some in zip(variants, records, plans, warnings, strict=True)
     ]
+
+
+def _merge_into_adapters(
+    plans: Sequence[MergePlan],
+    targets: Iterable[Path],
+    options: Options,
+    records: Sequence[dict[str, Any]],
+    stack: ExitStack,
+    started: float,
+) -> list[MergeReport]:
+    """What :func:`merge_variants` does when the output is to be an adapter."""
+    rank = check_rank(options.as_adapter)
+    work = zip(targets, plans, records, strict=True)
+    outputs = [
+        stack.enter_context(
+            AdapterOutput(target, plan, rank, known, overwrite=options.overwrite, workers=options.workers)
+        )
+        for target, plan, known in work
+    ]
+    reports = []
+    for target, plan, known, output in zip(targets, plans, records, outputs, strict=True):
+        warnings = tuple([*plan.warnings, *output.warnings])
+        output.commit({CARD: model_card(target, known, plan, warnings)})
+        for warning in warnings:
+            logger.warning(warning)
+        reports.append(MergeReport(target, known, plan.decisions(), warnings, time.monotonic() - started))
+    return reports
 
 
 def merge_state_dicts(

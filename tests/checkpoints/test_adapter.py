@@ -55,7 +55,9 @@ def check(expert, merged):
     assert expert.keys() == merged.keys()
     for name, tensor in merged.items():
         assert expert[name].dtype == tensor.dtype
-        torch.testing.assert_close(expert[name], tensor, rtol=2e-6, atol=2e-7, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            expert[name], tensor, rtol=2e-6, atol=2e-7, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,7 +153,9 @@ def test_a_base_of_16_bits_does_not_round_the_change(tmp_path):
 
 def test_an_ambiguous_name_is_an_error_that_names_both(tmp_path):
     lora_folder(tmp_path / "adapter", matrices(2, "layers.0.q"))
-    with pytest.raises(CheckpointError, match=r"'decoder.layers.0.q.weight' or for 'encoder.layers.0.q.weight'.*prefix: decoder"):
+    with pytest.raises(
+        CheckpointError, match=r"'decoder.layers.0.q.weight' or for 'encoder.layers.0.q.weight'.*prefix: decoder"
+    ):
         bound(tmp_path, BASE)
     adapter = open_checkpoint(tmp_path / "adapter", prefix="encoder.")
     assert set(adapter.bind(StateDictCheckpoint(BASE)).changes) == {"encoder.layers.0.q.weight"}

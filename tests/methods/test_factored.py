@@ -11,9 +11,8 @@ from nemo_merge import merge_state_dicts, methods
 from nemo_merge.checkpoints import AdapterCheckpoint, StateDictCheckpoint
 from nemo_merge.low_rank import LowRank, compress
 from nemo_merge.merging import execute, plan_merge
-from nemo_merge.merging.factored import cores_of
+from nemo_merge.merging.factored import cores_of, inner_products
 from nemo_merge.methods import CoreVectors, Gram, TaskVectors
-from nemo_merge.merging.factored import inner_products
 from tests.fixtures.adapters import lora_folder
 from tests.methods.test_properties import ROTATION_INVARIANT
 
@@ -176,7 +175,9 @@ def test_weights_stored_in_float32_do_not_round_the_task_vectors(tmp_path, name)
 def test_cores_keep_inner_products():
     generator = torch.Generator().manual_seed(0)
     matrices = [
-        LowRank(torch.randn(30, rank, generator=generator).double(), torch.randn(rank, 20, generator=generator).double())
+        LowRank(
+            torch.randn(30, rank, generator=generator).double(), torch.randn(rank, 20, generator=generator).double()
+        )
         for rank in (2, 0, 5)
     ]
     base = torch.randn(30, 20, generator=generator)
