@@ -12,6 +12,7 @@ from .adapter import AdapterCheckpoint, is_adapter
 from .huggingface import HuggingFaceCheckpoint
 from .memory import StateDictCheckpoint
 from .nemo import NemoCheckpoint
+from .nemo_adapter import NemoAdapterCheckpoint
 
 __all__ = [
     "CARD",
@@ -21,6 +22,7 @@ __all__ = [
     "Checkpoint",
     "HuggingFaceCheckpoint",
     "Metadata",
+    "NemoAdapterCheckpoint",
     "NemoCheckpoint",
     "StateDictCheckpoint",
     "TensorSpec",
@@ -36,7 +38,7 @@ def open_checkpoint(path: str | Path, prefix: str | None = None) -> Checkpoint:
 
     Args:
         path: a ``.nemo`` file (plain or gzipped tar), a Hugging Face folder with safetensors, or a folder (or the
-            file of tensors in it) of a PEFT adapter, which a merge binds to its base.
+            file of tensors in it) of a PEFT adapter or a ``.pt`` file of NeMo's ``save_adapters``, which a merge binds to its base.
         prefix: what stands before the names of a PEFT adapter in its base, where that is not clear without.
 
     Returns:
@@ -50,6 +52,8 @@ def open_checkpoint(path: str | Path, prefix: str | None = None) -> Checkpoint:
         return AdapterCheckpoint(path, prefix)
     if prefix is not None:
         raise ConfigError(f"{path}: prefix={prefix!r} is for PEFT adapters only")
+    if path.suffix == ".pt" and path.is_file():
+        return NemoAdapterCheckpoint(path)
     if path.is_dir():
         return HuggingFaceCheckpoint(path)
     if not path.exists():

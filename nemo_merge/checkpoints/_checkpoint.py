@@ -82,6 +82,8 @@ class Checkpoint(Mapping[str, Tensor], ABC):
     specs: Mapping[str, TensorSpec]
     ties: Mapping[str, str]
     metadata: Metadata
+    added: frozenset[str] = frozenset()
+    """Tensors that the model has from its adapters alone: those of several experts have no common origin."""
 
     @abstractmethod
     def __getitem__(self, name: str) -> Shaped[Tensor, "..."]:

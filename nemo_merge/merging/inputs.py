@@ -39,7 +39,7 @@ def open_inputs(
     if isinstance(experts, (str, os.PathLike, Checkpoint, Mapping)):
         raise ConfigError("experts must be a list, even if there is only one")
     opened = open_source(base, stack) if base is not None else None
-    others = bind_adapters(opened, [open_source(expert, stack) for expert in experts])
+    opened, others = bind_adapters(opened, [open_source(expert, stack) for expert in experts])
     template = opened if opened is not None else others[0] if others else None
     return opened, [other if other is template or template is None else renamed(other, template) for other in others]
 
