@@ -116,7 +116,7 @@ def test_no_tensor_is_multiplied_out(tmp_path, base, adapters, monkeypatch):
 
 
 def test_a_merge_of_adapters_needs_the_base(tmp_path, base, adapters):
-    with pytest.raises(PlanError, match="is an adapter, which changes a base; pass the base"):
+    with pytest.raises(PlanError, match="a: is an adapter, which changes a base; pass it with base="):
         merge(None, adapters, "soup", output=tmp_path / "out")
     with pytest.raises(PlanError, match="pass the model that it was trained on as base="):
         merge(adapters[0], adapters[1:], "soup", output=tmp_path / "out")
@@ -260,6 +260,8 @@ def test_command_line(tmp_path, base, adapters):
     shown = CliRunner().invoke(cli, ["inspect", "--tensors", str(tmp_path / "out")], catch_exceptions=False)
     assert "LORA adapter" in shown.output
     assert "lora_A.weight" in shown.output
+    planned = CliRunner().invoke(cli, ["plan", *arguments[1:4]], catch_exceptions=False)
+    assert "encoder.pointwise.weight" in planned.output
     experts = f"[{{path:{adapters[0]},prefix:''}}]"
     again = [*arguments[:3], f"experts={experts}", f"output={tmp_path / 'again'}"]
     assert CliRunner().invoke(cli, again, catch_exceptions=False).exit_code == 0
