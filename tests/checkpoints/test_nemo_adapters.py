@@ -86,6 +86,8 @@ def test_merged_adapters_are_restored_enabled_and_transcribe(files, tmp_path, ki
         torch.testing.assert_close(state[name], (experts[0][name] + experts[1][name]) / 2)
     for name, tensor in restore(files / "base.nemo").state_dict().items():
         assert torch.equal(state[name], tensor)
+    (heard,) = model.transcribe([torch.sin(torch.arange(16000) / 20).numpy()], verbose=False)
+    assert isinstance(heard.text, str)
     with_adapter = output_of(model)
     model.set_enabled_adapters(enabled=False)
     assert not torch.allclose(with_adapter, output_of(model))
