@@ -37,8 +37,8 @@ def open_checkpoint(path: str | Path, prefix: str | None = None) -> Checkpoint:
     """Opens a checkpoint of any supported format without reading its tensors.
 
     Args:
-        path: a ``.nemo`` file (plain or gzipped tar), a Hugging Face folder with safetensors, or an adapter, which a merge
-            binds to its base: a folder of PEFT (or the file of tensors in it), or a ``.pt`` file of NeMo's
+        path: a ``.nemo`` file (plain or gzipped tar), a Hugging Face folder with safetensors, or an adapter, which a
+            merge binds to its base: a folder of PEFT (or the file of tensors in it), or a ``.pt`` file of NeMo's
             ``save_adapters``.
         prefix: what stands before the names of a PEFT adapter in its base, where that is not clear without.
 
