@@ -59,6 +59,10 @@ class AdaptedTensor:
     def __init__(self, base: Tensor, change: LowRank) -> None:
         self.base, self.change = base, change.to(base.device)
 
+    def to(self, device: torch.device) -> AdaptedTensor:
+        """The same on a device."""
+        return AdaptedTensor(self.base.to(device), self.change)
+
     def __getitem__(self, part: slice) -> Float[Tensor, "*shape"]:
         rows = self.base[part].to(self.dtype, copy=True)
         return rows.add_(self.change.rows(part).view(rows.shape))

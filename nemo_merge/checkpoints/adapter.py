@@ -11,9 +11,10 @@ from torch import Tensor
 from ..errors import CheckpointError, PlanError
 from ._adapted import AdaptedCheckpoint
 from ._changes import Change
-from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
+from ._checkpoint import RECORD, Checkpoint, Metadata, TensorSpec, Writer
 from ._peft_config import CONFIG, PeftConfig, read_peft_config
 from ._peft_tensors import PeftTensors, Target
+from ._yaml import load
 
 MODEL, OLD_MODEL = "adapter_model.safetensors", "adapter_model.bin"
 
@@ -49,7 +50,10 @@ class AdapterCheckpoint(Checkpoint):
         self._tensors = PeftTensors(self.file, self.config)
         self.specs = self._tensors.specs
         self.ties = {}
-        self.metadata = Metadata("adapter", f"{self.config.kind} adapter", self.config.summary)
+        record = folder / RECORD
+        provenance = load(record.read_text(encoding="utf-8"), record) if record.is_file() else None
+        kind = f"{self.config.kind} adapter"
+        self.metadata = Metadata("adapter", kind, self.config.summary, provenance=provenance)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors.read(name)

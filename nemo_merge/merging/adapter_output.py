@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoints import RECORD, AdaptedCheckpoint, TensorSpec, check_output
+from ..checkpoints import CARD, RECORD, AdaptedCheckpoint, TensorSpec, check_output
 from ..checkpoints._work import WorkFolder, key_of
 from ..checkpoints._yaml import dump
 from ..checkpoints.adapter import MODEL
 from ..checkpoints.huggingface import lay_out
 from ..errors import ConfigError, MergeError, PlanError
 from ..low_rank import Cores, LowRank
+from .card import model_card
 from .factored import cores_of, factored_changes
 from .parallel import default_workers, single_threaded_torch
 from .plan import MergePlan, Row, Treatment
+from .ranks import Ranks
+
+if TYPE_CHECKING:
+    from .api import Options
 
 LOST_WARNING = 1e-3
 """Share of the merged change, in the Frobenius norm, that a cut of the rank may lose before the user is told."""
@@ -32,17 +38,40 @@ _EXACT = 1e-10
 """Singular values below this share of the largest are rounding: they do not count towards the exact rank."""
 
 
-def check_rank(as_adapter: bool | int | None) -> int | None:
-    """The largest rank that the adapter may have; None for the exact one.
+def check_as_adapter(value: bool | int | None, ranks: Ranks) -> None:
+    """Checks the option ``as_adapter``: nothing, True for the exact rank, or the largest rank.
 
     Raises:
-        ConfigError: neither true nor a whole number of 1 or more.
+        ConfigError: something else, or the merge is shared among processes.
     """
-    if as_adapter is True:
-        return None
-    if isinstance(as_adapter, int) and as_adapter >= 1:
-        return as_adapter
-    raise ConfigError(f"as_adapter={as_adapter!r} is neither true (the exact rank) nor a rank of 1 or more")
+    if value is None or value is False:
+        return
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"as_adapter={value!r} is neither true (the exact rank) nor a rank of 1 or more")
+    if ranks.count > 1:
+        raise ConfigError("as_adapter takes seconds and runs in one process; leave torchrun out")
+
+
+def write_adapters(
+    outputs: Sequence[Path],
+    plans: Sequence[MergePlan],
+    records: Sequence[dict[str, Any]],
+    as_adapter: bool | int,
+    options: Options,
+) -> list[list[str]]:
+    """Writes one adapter per plan; none appears before all are computed. The warnings of each."""
+    rank = None if as_adapter is True else int(as_adapter)
+    with ExitStack() as stack:
+        adapters = [
+            stack.enter_context(
+                AdapterOutput(output, plan, rank, known, overwrite=options.overwrite, workers=options.workers)
+            )
+            for output, plan, known in zip(outputs, plans, records, strict=True)
+        ]
+        warnings = [[*plan.warnings, *adapter.warnings] for plan, adapter in zip(plans, adapters, strict=True)]
+        for output, plan, known, adapter, some in zip(outputs, plans, records, adapters, warnings, strict=True):
+            adapter.commit({CARD: model_card(output, known, plan, some)})
+    return warnings
 
 
 @dataclass(frozen=True)
