@@ -47,10 +47,19 @@ def adapter_configs(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in adapters.items() if name != GLOBAL and isinstance(value, Mapping)}
 
 
+def is_nemo_adapter(content: Any) -> bool:
+    """Whether what ``torch.save`` wrote is a file of ``save_adapters``."""
+    return isinstance(content, Mapping) and _CONFIG in content
+
+
 class NemoAdapterCheckpoint(Checkpoint):
     """A file of ``model.save_adapters``: encoder adapters with their configuration; nothing in it is executed.
 
     Tensors have the names that they have in a model of a Conformer encoder with these adapters.
+
+    Args:
+        path: the file.
+        archive: the file, if it is open already (with placeholders).
 
     Raises:
         CheckpointError: damaged, no such file, or adapters of another part than the encoder.
@@ -58,11 +67,11 @@ class NemoAdapterCheckpoint(Checkpoint):
 
     format = "nemo adapter"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, archive: TorchZip | None = None) -> None:
         self.path = Path(path)
-        self._zip = TorchZip(self.path, placeholders=True)
+        self._zip = archive or TorchZip(self.path, placeholders=True)
         content = self._zip.content
-        if not isinstance(content, Mapping) or not isinstance(config := plain(content.get(_CONFIG)), Mapping):
+        if not is_nemo_adapter(content) or not isinstance(config := plain(content.get(_CONFIG)), Mapping):
             raise CheckpointError(f"{self.path}: no file of NeMo's save_adapters(): it has no {_CONFIG}")
         self.adapters = adapter_configs({"adapters": config})
         self._stored: dict[str, StoredTensor] = {}

@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from nemo_merge import merge, open_checkpoint, plan_merge
+from nemo_merge import merge, open_checkpoint, plan_merge, sweep
 from nemo_merge.checkpoints import AdapterCheckpoint
 from nemo_merge.cli import cli
 from nemo_merge.errors import ConfigError, PlanError
@@ -173,6 +173,13 @@ def test_a_smaller_rank_is_the_best_approximation(tmp_path, base, adapters):
     assert report.provenance["as_adapter"] == 2
 
 
+def test_a_merged_adapter_can_be_repeated(tmp_path, base, adapters):
+    from nemo_merge.merging.reproduce import reproduce
+
+    merge(base, adapters, "boosted_tsvm", output=tmp_path / "lora", as_adapter=3)
+    assert reproduce(tmp_path / "lora").same_bytes
+
+
 def test_a_merged_adapter_is_an_expert_again(tmp_path, base, adapters):
     merge(base, adapters[:2], "task_arithmetic", scale=1.0, output=tmp_path / "lora", as_adapter=True)
     report = merge(base, [tmp_path / "lora", adapters[2]], "task_arithmetic", scale=1.0, output=tmp_path / "two")
@@ -181,6 +188,7 @@ def test_a_merged_adapter_is_an_expert_again(tmp_path, base, adapters):
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
     assert report.provenance["experts"][0]["adapter"]["lora_alpha"] <= 5
+    assert len(report.provenance["experts"][0]["merged_from"]["experts"]) == 2
 
 
 def test_embeddings_and_names_that_end_like_others(tmp_path):
@@ -274,6 +282,35 @@ def test_results_do_not_depend_on_the_number_of_threads(tmp_path, base, adapters
     for name in ("model", "lora"):
         file = "model.safetensors" if name == "model" else "adapter_model.safetensors"
         assert (tmp_path / f"{name}-1" / file).read_bytes() == (tmp_path / f"{name}-4" / file).read_bytes()
+
+
+def test_a_sweep_gives_the_bytes_of_single_merges(tmp_path, base, adapters):
+    reports = sweep(
+        base, adapters, "boosted_tsvm", grid={"beta": [0.3, 1.0], "scale": [0.5, 1.0]}, output=tmp_path / "sweep"
+    )
+    assert len(reports) == 4
+    for report in reports:
+        values = report.provenance["method"]
+        single = merge(
+            base,
+            adapters,
+            "boosted_tsvm",
+            beta=values["beta"],
+            scale=values["scale"],
+            output=tmp_path / "one",
+            overwrite=True,
+        )
+        a, b = (found.output / "model.safetensors" for found in (report, single))
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_rules_apply_to_adapters(tmp_path, base, adapters):
+    rules = [{"match": r"linear_q", "method": "base"}, {"group": "encoder", "method": "task_arithmetic", "scale": 1.0}]
+    for name, experts in (("out", adapters), ("expected", dense(base, adapters, tmp_path))):
+        merge(base, experts, "tsvm", rules=rules, output=tmp_path / name)
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "expected"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_plan_of_adapters(base, adapters):

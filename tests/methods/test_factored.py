@@ -29,6 +29,8 @@ SETTINGS = [
     ("boosted_tsvm", {"rank_fraction": 0.05, "energy_scope": "kept", "orthogonalizer": "gram_polar"}),
     ("tsvm", {"rank_fraction": 1.0, "orthogonalizer": "polar"}),
     ("tsvm", {"rank_fraction": 0.05, "schedule": "polar_express"}),
+    ("boosted_tsvm", {"conv_as_matrix": True}),
+    ("iso_c", {"conv_as_matrix": True}),
     ("iso_cts", {"common_fraction": 0.05, "orthogonalizer": "newton_schulz"}),
     ("iso_cts", {"common_fraction": 1.0}),
     ("cart", {"rank_fraction": 0.03}),
