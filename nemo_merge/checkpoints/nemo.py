@@ -20,7 +20,8 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer, beside, check_outputs
 from ._pending import Layout, Slot, explained
-from ._torch_zip import StoredTensor, TorchZip, checksum_places, lay_out
+from ._torch_layout import checksum_places, lay_out
+from ._torch_zip import StoredTensor, TorchZip
 from ._work import WorkFolder, key_of, write_whole
 from ._yaml import dump, load
 
@@ -149,7 +150,7 @@ class NemoWriter(Writer):
         self._template = template
         self._record = record
         ties = {alias: owner for alias, owner in template.ties.items() if owner in specs}
-        zipped = lay_out(specs, ties, getattr(template._zip.content, "__dict__", {}))
+        zipped = lay_out(specs, ties, getattr(template._zip.content, "attributes", {}))
         self._checksums = checksum_places(zipped)
         info = copy.copy(template._weights)
         info.size = zipped.size

@@ -14,7 +14,7 @@ import yaml
 
 from nemo_merge import merge, open_checkpoint
 from nemo_merge.checkpoints import TensorSpec
-from nemo_merge.checkpoints._torch_zip import checksum_places, lay_out
+from nemo_merge.checkpoints._torch_layout import checksum_places, lay_out
 from nemo_merge.errors import CheckpointError
 from tests.fixtures.models import CONFIG, family, same, state_dict, write_nemo
 
