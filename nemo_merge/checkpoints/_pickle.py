@@ -24,6 +24,10 @@ MAX_INSTRUCTIONS = 4_000_000  # about thirty per tensor; what they build stays b
 MAX_DEPTH = 100
 _MAX_KEY_DEPTH = 8
 _NAME = re.compile(r"[\w.<>-]{1,500}", re.ASCII)
+_Unpickler: Any = pickle._Unpickler
+_Pickler: Any = pickle._Pickler
+_unframer: Any = pickle._Unframer  # type: ignore[attr-defined]
+_STOP: Any = pickle._Stop  # type: ignore[attr-defined]
 _PLAIN_KEYS = (str, bytes, int, float, complex, bool, type(None))
 
 
@@ -99,6 +103,11 @@ class Known:
     def __init__(self, module: str, name: str, call: Callable[..., Any]) -> None:
         self.module, self.name, self.call = module, name, call
 
+    @property
+    def path(self) -> str:
+        """Dotted name of what it stands for."""
+        return f"{self.module}.{self.name}"
+
 
 def _ordered_dict(*args: Any) -> TorchDict:
     content = TorchDict()
@@ -123,7 +132,7 @@ def _key(key: Any, depth: int = _MAX_KEY_DEPTH) -> Any:
     return key
 
 
-class SafeUnpickler(pickle._Unpickler):
+class SafeUnpickler(_Unpickler):
     """Builds plain data; asks ``known`` for each class and function, and makes a placeholder of every other.
 
     Args:
@@ -164,7 +173,7 @@ class SafeUnpickler(pickle._Unpickler):
         return self._persistent(pid)
 
     def load(self) -> Any:
-        unframer = pickle._Unframer(self._file_read, self._file_readline)  # type: ignore[attr-defined]
+        unframer = _unframer(self._file_read, self._file_readline)
         self.read, self.readinto, self.readline = unframer.read, unframer.readinto, unframer.readline
         self._unframer = unframer
         self.metastack: list[Any] = []
@@ -175,7 +184,7 @@ class SafeUnpickler(pickle._Unpickler):
         try:
             for _ in range(MAX_INSTRUCTIONS):
                 dispatch[read(1)[0]](self)
-        except pickle._Stop as stop:  # type: ignore[attr-defined]
+        except _STOP as stop:
             return stop.value
         raise pickle.UnpicklingError("it has millions of instructions")
 
@@ -263,10 +272,11 @@ class SafeUnpickler(pickle._Unpickler):
         self._set(values)
 
     def _frozenset(self) -> None:
-        self.append(frozenset(map(_key, self.pop_mark())))
+        items = self.pop_mark()  # changes self.append
+        self.append(frozenset(map(_key, items)))
 
     dispatch: dict[int, Any] = {  # noqa: RUF012 (as in the class it derives from)
-        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
+        **_Unpickler.dispatch,
         pickle.REDUCE[0]: _reduce,
         pickle.NEWOBJ[0]: _newobj,
         pickle.NEWOBJ_EX[0]: _newobj_ex,
@@ -287,7 +297,7 @@ class SafeUnpickler(pickle._Unpickler):
     }
 
 
-class InertPickler(pickle._Pickler):
+class InertPickler(_Pickler):
     """Writes placeholders as the instructions that they stand for; everything else as usual."""
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
@@ -353,8 +363,8 @@ def walk(root: Any) -> Iterator[tuple[Any, int]]:
 def plain(node: Any, depth: int = 60, memo: dict[int, Any] | None = None) -> Any:
     """Configuration objects as plain dictionaries, lists and values.
 
-    OmegaConf's containers, namespaces and other objects with a state become dictionaries; what has no plain form becomes
-    the name of its class in angle brackets. Objects that contain themselves are cut.
+    OmegaConf's containers, namespaces and other objects with a state become dictionaries; what has no plain form
+    becomes the name of its class in angle brackets. Objects that contain themselves are cut.
     """
     memo = {} if memo is None else memo
     if isinstance(node, _PLAIN_KEYS):
@@ -387,12 +397,14 @@ def plain(node: Any, depth: int = 60, memo: dict[int, Any] | None = None) -> Any
         elif node.items:
             result = entries(node.items)
         elif node.members:
-            result = inner(node.members)
+            result = [inner(value) for value in node.members]
         elif isinstance(state, Mapping):
             result = entries(state)
         else:
             result = f"<{node.path}>"
+    elif isinstance(node, (Global, Known)):
+        result = f"<{node.path}>"
     else:
-        result = f"<{node.path}>" if isinstance(node, Global) else f"<{type(node).__name__}>"
+        result = f"<{type(node).__name__}>" if isinstance(node, tuple) else str(node)
     memo[id(node)] = result
     return result

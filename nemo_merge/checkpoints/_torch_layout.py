@@ -55,7 +55,7 @@ def lay_out_objects(
         kept: tensors of the file that the objects come from, which are written as they are.
         protocol: version of the pickle.
     """
-    kept = kept or {}
+    known = kept or {}
     hollow = _hollow(specs)
     order: list[Tensor] = []
 
@@ -64,7 +64,7 @@ def lay_out_objects(
 
         def save(self, obj: Any, save_persistent_id: bool = True) -> None:
             if type(obj) is StoredTensor:
-                obj = kept[obj]
+                obj = known[obj]
             if isinstance(obj, Tensor) and id(obj) not in self.memo:
                 order.append(obj)
             super().save(obj, save_persistent_id)
@@ -75,15 +75,15 @@ def lay_out_objects(
         torch.save(build(hollow), recorder, pickle_module=module, pickle_protocol=protocol)  # type: ignore[arg-type]
     names = {id(tensor): name for name, tensor in hollow.items()}
     slots = {name: Slot(0, 0) for name, spec in specs.items() if not spec.nbytes}
-    known: dict[str, Tensor] = {}
+    settled: dict[str, Tensor] = {}
     for tensor, gap in zip((tensor for tensor in order if tensor.nbytes), recorder.gaps, strict=True):
-        name = names.get(id(tensor), f"\0kept/{len(known)}")
+        name = names.get(id(tensor), f"\0kept/{len(settled)}")
         slots[name] = Slot(*gap)
         assert slots[name].nbytes == tensor.nbytes
         if id(tensor) not in names:
-            known[name] = tensor
+            settled[name] = tensor
     layout = Layout(recorder.position, recorder.constants, slots)
-    _settle(layout, known)
+    _settle(layout, settled)
     return layout
 
 

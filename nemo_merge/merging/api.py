@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .. import methods
-from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, Writer, check_output
+from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, Writer, check_output, writer_for
 from ..checkpoints._yaml import dump
 from ..checkpoints.memory import StateDictWriter
 from ..errors import ConfigError, OutputError
@@ -228,7 +228,11 @@ def _write(
     with ranks.together():
         if ranks.first:
             writers = [
-                stack.enter_context(plan.template.writer(target, plan.output_specs, known, overwrite=options.overwrite))
+                stack.enter_context(
+                    writer_for(
+                        plan.template, plan.experts, target, plan.output_specs, known, overwrite=options.overwrite
+                    )
+                )
                 for target, plan, known in zip(targets, plans, records, strict=True)
             ]
         own = share_of(plans[0], ranks) if ranks.count > 1 else None

@@ -17,7 +17,7 @@ from .adapters import bind_adapters
 Source = str | os.PathLike[str] | Checkpoint | Mapping[str, Any]
 """A checkpoint: a path, one that is open, or a mapping with ``path`` and options of :func:`open_checkpoint`."""
 
-_OPTIONS = ("path", "prefix")
+_OPTIONS = ("path", "prefix", "ema")
 _PREFIXES = ("module.", "model.", "_forward_module.", "_orig_mod.", "state_dict.")
 """What wrappers of models (data parallel, Lightning, torch.compile) put before the names of all tensors."""
 
