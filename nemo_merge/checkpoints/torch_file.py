@@ -51,7 +51,7 @@ class TorchFileCheckpoint(StoredCheckpoint):
     format = "torch"
 
     def __init__(self, path: str | Path, *, ema: bool = False, archive: TorchZip | None = None) -> None:
-        self.path, self.ema = Path(path), ema
+        self.path, self._ema = Path(path), ema
         self._zip = archive or TorchZip(self.path, placeholders=True)
         self.content: Any = self._zip.content
         self._found = find_state_dict(self.content, str(self.path))
@@ -63,6 +63,10 @@ class TorchFileCheckpoint(StoredCheckpoint):
     def wrapped(self) -> bool:
         """Whether the state dict stands in a dictionary with other things."""
         return bool(self._found.where)
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        return {"ema": True} if self._ema else {}
 
     def writer(
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False

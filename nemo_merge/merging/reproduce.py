@@ -20,6 +20,7 @@ from ..errors import CheckpointError, PlanError
 from .api import Options, merge_variants
 from .inputs import Source
 from .provenance import source_of
+from .recalibration import asked
 
 _ENVIRONMENT = ("nemo_merge", "versions", "command")
 """Parts of a record that may differ between two merges that give the same tensors."""
@@ -100,9 +101,11 @@ def reproduce(
             rules=record.get("rules", ()),
             then=record.get("then", ()),
             batch_norm=record["batch_norm"],
+            audio=asked(record),
             dtype=record["dtype"],
             device=record.get("device", "cpu"),
             workers=workers,
+            as_adapter=record.get("as_adapter"),
             as_recorded=as_recorded,
         )
         merge_variants(base, experts, {again: method}, options)
