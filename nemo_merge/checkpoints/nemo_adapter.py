@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..low_rank import LowRank
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
-from ._pickle import plain
+from ._plain import plain
 from ._torch_zip import StoredTensor, TorchZip
 from ._yaml import dump
 from .nemo import NemoCheckpoint

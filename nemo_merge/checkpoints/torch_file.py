@@ -15,7 +15,8 @@ from ._averages import averaged
 from ._checkpoint import Metadata, TensorSpec, Writer, check_outputs
 from ._nemo_config import label_digests
 from ._pending import Layout
-from ._pickle import TorchDict, plain, walk
+from ._pickle import TorchDict
+from ._plain import plain, walk
 from ._single_file import SingleFileWriter
 from ._stored import AVERAGES, StateDict, StoredCheckpoint, find_state_dict
 from ._torch_layout import lay_out, lay_out_objects
