@@ -54,9 +54,7 @@ def plain(node: Any, depth: int = 60, memo: dict[int, Any] | None = None) -> Any
         return plain(value, depth - 1, memo)
 
     def entries(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
-        return {
-            key if isinstance(key, PLAIN_KEYS) else str(inner(key)): inner(value) for key, value in mapping.items()
-        }
+        return {key if isinstance(key, PLAIN_KEYS) else str(inner(key)): inner(value) for key, value in mapping.items()}
 
     result: Any
     if isinstance(node, Mapping):
