@@ -56,16 +56,17 @@ LAYERS = {
     "tensors": set(),
     "linalg": set(),
     "methods": {"errors", "tensors", "linalg"},
-    "checkpoints": {"errors", "tensors"},
+    "vocabulary": {"errors", "tensors"},
+    "checkpoints": {"errors", "tensors", "vocabulary"},
     "scoring": {"errors"},
     "corpora": {"errors"},
-    "merging": {"errors", "tensors", "linalg", "methods", "checkpoints", "__init__"},
+    "merging": {"errors", "tensors", "linalg", "methods", "checkpoints", "vocabulary", "__init__"},
     "reporting": {"methods", "scoring", "__init__"},
     "training": {"errors"},
     "cli": {"errors", "tensors", "methods", "checkpoints", "merging"},
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
 }
-WITHOUT_NEMO = ("methods", "linalg", "tensors", "scoring", "checkpoints", "merging", "cli")
+WITHOUT_NEMO = ("methods", "linalg", "tensors", "vocabulary", "scoring", "checkpoints", "merging", "cli")
 
 
 def imports_of(file: Path) -> tuple[set[str], set[str]]:

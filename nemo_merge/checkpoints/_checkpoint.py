@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,6 +12,9 @@ from typing import Any, ClassVar, Self
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
+
+from ..errors import CheckpointError
+from ..vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,26 @@ class Checkpoint(Mapping[str, Tensor], ABC):
         Raises:
             OutputError: the output exists and ``overwrite`` is off, or its folder cannot be written to.
         """
+
+    def vocabulary(self) -> Vocabulary | None:
+        """The token of every row of the output layer; None when the checkpoint does not tell.
+
+        Raises:
+            CheckpointError: its tokenizer files are missing, damaged or of a kind that is not supported.
+        """
+        return None
+
+    def with_vocabulary(self, wanted: Vocabulary, donors: Sequence[Checkpoint]) -> Checkpoint:
+        """This checkpoint as the template of one with more tokens: configuration and tokenizer files grow, not tensors.
+
+        Args:
+            wanted: all tokens, as :func:`nemo_merge.vocabulary.union` puts them together.
+            donors: checkpoints that have the tokens which this one lacks.
+
+        Raises:
+            CheckpointError: the format, or this tokenizer, cannot grow.
+        """
+        raise CheckpointError(f"{self.path}: the vocabulary of a {self.format} cannot grow; pass vocabulary=base")
 
     def close(self) -> None:
         """Closes the files; tensors read before stay valid as long as they are referenced."""

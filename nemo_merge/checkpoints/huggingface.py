@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..vocabulary import Vocabulary
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
+from ._huggingface_vocabulary import read_vocabulary
 from ._pending import Layout, PendingFolder, Slot, check_output
 from ._yaml import dump, load
 
@@ -82,6 +84,15 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> Writer:
         return HuggingFaceWriter(self, output, specs, overwrite=overwrite)
+
+    def vocabulary(self) -> Vocabulary | None:
+        return read_vocabulary(self.path, self._json)
+
+    def with_vocabulary(self, wanted: Vocabulary, donors: Sequence[Checkpoint]) -> HuggingFaceCheckpoint:
+        raise CheckpointError(
+            f"{self.path}: tokenizers of Hugging Face folders cannot grow: further tokens would need merges of their "
+            "own and, in Whisper, stand where timestamps are expected; pass vocabulary=base to keep the base's tokens"
+        )
 
     def home(self, name: str) -> str:
         """Name of the shard that holds a tensor."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -10,17 +11,19 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..vocabulary import Vocabulary
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
+from ._nemo_vocabulary import Changes, grow_vocabulary, read_vocabulary
 from ._pending import Layout, PendingFile, Slot, check_output, explained
 from ._torch_zip import StoredTensor, TorchZip, checksum_places, lay_out
-from ._yaml import dump, load
+from ._yaml import changed_config, dump, load
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 PROVENANCE_KEY = "nemo_merge"
@@ -44,6 +47,7 @@ class NemoCheckpoint(Checkpoint):
         self.path = Path(path)
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
         self._tar_path = self._plain_tar()
+        self._added: dict[str, bytes] = {}
         try:
             with _open_tar(self._tar_path, self.path) as tar:
                 members = _members(tar, self.path)
@@ -73,6 +77,45 @@ class NemoCheckpoint(Checkpoint):
 
     def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> Writer:
         return NemoWriter(self, output, specs, overwrite=overwrite)
+
+    def artefact(self, name: str) -> bytes:
+        """The content of a packed file, by the name that the configuration gives it after ``nemo:``.
+
+        Raises:
+            CheckpointError: there is no such file, or it is damaged.
+        """
+        if name in self._added:
+            return self._added[name]
+        with _open_tar(self._tar_path, self.path) as tar:
+            member = next((member for member in self._others if PurePosixPath(member.name).name == name), None)
+            if member is None:
+                raise CheckpointError(f"{self.path}: its configuration names nemo:{name}, which is not in the file")
+            return _read_member(tar, member, self.path, member.size)
+
+    def vocabulary(self) -> Vocabulary | None:
+        return read_vocabulary(self)
+
+    def with_vocabulary(self, wanted: Vocabulary, donors: Sequence[Checkpoint]) -> NemoCheckpoint:
+        models = [donor for donor in donors if isinstance(donor, NemoCheckpoint)]
+        return self.with_changes(grow_vocabulary(self, wanted, models))
+
+    def with_changes(self, changes: Changes) -> NemoCheckpoint:
+        """The same weights with another configuration and other packed files, as the template of a writer.
+
+        It reads from this checkpoint, which must stay open. Files that its configuration names no longer are left out.
+        """
+        config, text = changed_config(self.config_text, changes.config, self.path)
+        wanted = _packed(config)
+        lost = _packed(self.metadata.config) - wanted
+        other = copy.copy(self)
+        other._unpacked = None  # belongs to this checkpoint
+        other._added = {name: data for name, data in {**self._added, **changes.artefacts}.items() if name in wanted}
+        other._others = [
+            member for member in self._others if PurePosixPath(member.name).name not in lost | other._added.keys()
+        ]
+        other.config_text = text
+        other.metadata = dataclasses.replace(self.metadata, config=config)
+        return other
 
     def _plain_tar(self) -> Path:
         try:
@@ -168,6 +211,10 @@ class NemoWriter(Writer):
                 source = tar.extractfile(member)
                 assert source is not None  # only regular files are kept
                 self._append_member(member, source)
+        for name, content in self._template._added.items():
+            member = copy.copy(self._template._config)
+            member.name, member.size = f"./{name}", len(content)
+            self._append_member(member, io.BytesIO(content))
         self._file.append(bytes(2 * _BLOCK))
         self._file.publish()
 
@@ -231,6 +278,11 @@ def _strings(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
             yield from _strings(value, f"{place}.{index}")
     elif isinstance(node, str):
         yield place, node
+
+
+def _packed(config: Mapping[str, Any]) -> set[str]:
+    """Names of the packed files that a configuration refers to."""
+    return {value.removeprefix("nemo:") for _, value in _strings(config) if value.startswith("nemo:")}
 
 
 def _with_provenance(template: NemoCheckpoint, provenance: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ def command(arguments: tuple[str, ...]) -> None:
     overwrite=true    replace an output that exists          [false]
     batch_norm=WORD   average, pooled or base                [average]
     dtype=TYPE        float32, float16, bfloat16, float64    [the base's]
+    vocabulary=WORD   strict, base or union, where tokens differ   [strict]
     workers=N         threads                                [number of cores]
     """
     from ._memory import return_large_buffers

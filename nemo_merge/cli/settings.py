@@ -27,11 +27,12 @@ class MergeSettings:
     then: list[Any] = field(default_factory=list)
     batch_norm: str = "average"
     dtype: str | None = None
+    vocabulary: str = "strict"
     workers: int | None = None
 
     def plan_options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~nemo_merge.merging.plan_merge`."""
-        return {name: getattr(self, name) for name in ("rules", "then", "batch_norm", "dtype", "workers")}
+        return {name: getattr(self, name) for name in ("rules", "then", "batch_norm", "dtype", "vocabulary", "workers")}
 
     def merge_options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~nemo_merge.merging.merge` beside the output and the method's parameters."""

@@ -26,6 +26,7 @@ from .engine import ROUNDING_WARNING, Execution, Progress, execute, execute_vari
 from .plan import BatchNorm, MergePlan, plan_merge, plan_variants
 from .provenance import record, start_digests
 from .rules import Rule
+from .vocabulary import VocabularyPolicy
 
 logger = logging.getLogger("nemo_merge")
 
@@ -70,6 +71,7 @@ def merge(
     then: Then = (),
     batch_norm: BatchNorm = "average",
     dtype: str | None = None,
+    vocabulary: VocabularyPolicy = "strict",
     workers: int | None = None,
     progress: bool | None = None,
     **parameters: Any,
@@ -89,6 +91,8 @@ def merge(
         then: post-processors of the merged task vectors, in order (``nemo_merge.methods.post_names()``).
         batch_norm: ``average``, ``pooled`` or ``base``, see :func:`~nemo_merge.merging.plan.plan_merge`.
         dtype: type of the merged weights; the base's by default.
+        vocabulary: ``strict``, ``base`` or ``union`` where the inputs' tokens differ, see
+            :func:`~nemo_merge.merging.plan.plan_merge`.
         workers: threads; the number of cores by default. The bytes written do not depend on it.
         progress: show a progress bar; by default only on a terminal.
         **parameters: parameters of the method, ``scale`` and ``weights`` among them.
@@ -101,7 +105,7 @@ def merge(
         OutputError: the output exists, or cannot be written.
     """
     chosen = _method(method, parameters)
-    options = Options(overwrite, rules, then, batch_norm, dtype, workers, progress)
+    options = Options(overwrite, rules, then, batch_norm, dtype, vocabulary, workers, progress)
     return merge_variants(base, experts, {Path(output): chosen}, options)[0]
 
 
@@ -114,6 +118,7 @@ class Options:
     then: Then = ()
     batch_norm: BatchNorm = "average"
     dtype: str | None = None
+    vocabulary: VocabularyPolicy = "strict"
     workers: int | None = None
     progress: bool | None = None
 
@@ -149,6 +154,7 @@ def merge_variants(
             then=options.then,
             batch_norm=options.batch_norm,
             dtype=options.dtype,
+            vocabulary=options.vocabulary,
             workers=options.workers,
         )
         writers = [

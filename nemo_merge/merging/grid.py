@@ -13,6 +13,7 @@ from ..errors import ConfigError, OutputError
 from ..methods import Method
 from .api import MergeReport, Options, Rules, Source, Then, merge_variants
 from .plan import BatchNorm
+from .vocabulary import VocabularyPolicy
 
 
 def sweep(
@@ -27,6 +28,7 @@ def sweep(
     then: Then = (),
     batch_norm: BatchNorm = "average",
     dtype: str | None = None,
+    vocabulary: VocabularyPolicy = "strict",
     workers: int | None = None,
     progress: bool | None = None,
     **parameters: Any,
@@ -51,6 +53,7 @@ def sweep(
         then: post-processors.
         batch_norm: what happens to running statistics.
         dtype: type of the merged weights.
+        vocabulary: what happens when the inputs' tokens differ.
         workers: threads.
         progress: show a progress bar.
         **parameters: further parameters of the method, the same for all.
@@ -68,7 +71,8 @@ def sweep(
     first = base if base is not None else experts[0]
     suffix = ".nemo" if str(getattr(first, "path", first)).endswith(".nemo") else ""
     outputs = {folder / f"{label}{suffix}": variant for label, variant in variants.items()}
-    return merge_variants(base, experts, outputs, Options(overwrite, rules, then, batch_norm, dtype, workers, progress))
+    options = Options(overwrite, rules, then, batch_norm, dtype, vocabulary, workers, progress)
+    return merge_variants(base, experts, outputs, options)
 
 
 def variants_of(method: str, grid: Mapping[str, Sequence[Any]], parameters: Mapping[str, Any]) -> dict[str, Method]:

@@ -15,11 +15,13 @@ import torch
 from ..checkpoints import Checkpoint, TensorSpec
 from ..errors import ConfigError, PlanError, did_you_mean
 from ..methods import Method, PostProcessor, get_post
+from ..methods.emr import Emr
 from ..tensors import NEVER_MERGED, Role, depths_of, role_of
 from .checks import compare_headers
 from .parallel import default_workers, single_threaded_torch
 from .rules import Rule, parse_rules
 from .scan import Scan, scan_tensor
+from .vocabulary import Alignment, VocabularyPolicy, align
 
 BatchNorm = Literal["average", "pooled", "base"]
 _SHOWN = 5  # tensors named in a message; the rest is counted
@@ -69,6 +71,7 @@ class MergePlan:
         ties: names that share another tensor's data, with the name that owns it.
         warnings: what the user should know.
         batch_norm, dtype: the options of :func:`plan_merge`.
+        alignment: how the tokens of the inputs were brought together; None when all have the same rows.
     """
 
     template: Checkpoint
@@ -82,6 +85,7 @@ class MergePlan:
     warnings: Sequence[str] = ()
     batch_norm: BatchNorm = "average"
     dtype: torch.dtype | None = None
+    alignment: Alignment | None = None
 
     @property
     def output_specs(self) -> dict[str, TensorSpec]:
@@ -111,6 +115,7 @@ def plan_merge(
     then: Sequence[PostProcessor | Mapping[str, Any] | str] = (),
     batch_norm: BatchNorm = "average",
     dtype: str | None = None,
+    vocabulary: VocabularyPolicy = "strict",
     workers: int | None = None,
 ) -> MergePlan:
     """Plans a merge: reads headers and values, decides, and reports all problems at once.
@@ -124,16 +129,27 @@ def plan_merge(
         batch_norm: what happens to running statistics. ``average`` takes the experts' mean, ``pooled`` the statistics
             of their pooled data (law of total variance), ``base`` leaves the base's.
         dtype: type of the merged weights (``float32``, ``float16``, ``bfloat16``, ``float64``); the base's by default.
+        vocabulary: what happens when the inputs' tokens differ. Rows of the output layer and embeddings are aligned by
+            token in any case. ``strict`` wants the same tokens, in any order; ``base`` keeps the base's and drops
+            others; ``union`` adds the experts' tokens, whose rows are the mean over the experts that have them.
         workers: threads; the number of cores by default.
 
     Raises:
         PlanError: with every problem found: missing, additional or differently shaped tensors, other model classes,
-            tokenizers or architectures, values that are not finite, negative variances, too few experts, rules that
+            tokens or architectures, values that are not finite, negative variances, too few experts, rules that
             match nothing.
         ConfigError: an option that does not exist, or another number of weights than experts.
     """
     return plan_variants(
-        base, experts, [method], rules=rules, then=then, batch_norm=batch_norm, dtype=dtype, workers=workers
+        base,
+        experts,
+        [method],
+        rules=rules,
+        then=then,
+        batch_norm=batch_norm,
+        dtype=dtype,
+        vocabulary=vocabulary,
+        workers=workers,
     )[0]
 
 
@@ -146,6 +162,7 @@ def plan_variants(
     then: Sequence[PostProcessor | Mapping[str, Any] | str] = (),
     batch_norm: BatchNorm = "average",
     dtype: str | None = None,
+    vocabulary: VocabularyPolicy = "strict",
     workers: int | None = None,
 ) -> list[MergePlan]:
     """One plan for each of several methods, reading the inputs once; arguments and errors as in :func:`plan_merge`."""
@@ -155,6 +172,10 @@ def plan_variants(
         )
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r} does not exist{did_you_mean(str(dtype), DTYPES)}")
+    if vocabulary not in get_args(VocabularyPolicy):
+        raise ConfigError(
+            f"vocabulary={vocabulary!r} does not exist{did_you_mean(str(vocabulary), get_args(VocabularyPolicy))}"
+        )
     if isinstance(then, (str, Mapping)):
         then = [then]
     posts = [_post(value) for value in then]
@@ -165,10 +186,14 @@ def plan_variants(
         raise PlanError(problems)
     for method in used:
         method.resolved_weights(len(experts))
+    warnings: list[str] = []
+    aligned = align(base, experts, vocabulary, problems, warnings)
+    base, experts = aligned.base, aligned.experts
+    if aligned.alignment is not None and aligned.alignment.added and any(isinstance(method, Emr) for method in used):
+        problems.append("emr needs the base beside its package, so the vocabulary cannot grow; pass vocabulary=base")
     template = base if base is not None else experts[0]
     others = experts if base is not None else experts[1:]
-    warnings: list[str] = []
-    compare_headers(template, others, problems, warnings)
+    compare_headers(template, others, problems, warnings, aligned.unaligned)
     scans = _scan(template, experts, workers)
     for scan in scans.values():
         problems.extend(scan.problems)
@@ -201,6 +226,7 @@ def plan_variants(
                 warnings,
                 batch_norm,
                 DTYPES[dtype] if dtype else None,
+                aligned.alignment,
             )
         )
     return plans

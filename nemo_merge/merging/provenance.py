@@ -48,6 +48,7 @@ def record(plan: MergePlan, digests: Mapping[str, Mapping[str, str]]) -> dict[st
         "experts": [describe(expert) for expert in plan.experts],
         "batch_norm": plan.batch_norm,
         "dtype": str(plan.dtype).removeprefix("torch.") if plan.dtype else None,
+        **({"vocabulary": plan.alignment.record()} if plan.alignment is not None else {}),
         "tensors": plan.decisions(),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
     }
