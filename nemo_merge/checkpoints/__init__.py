@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
-from ._pending import check_output
+from ._checkpoint import CARD, RECORD, Checkpoint, Metadata, TensorSpec, Writer, beside
+from ._work import check_output
 from .huggingface import HuggingFaceCheckpoint
 from .memory import StateDictCheckpoint
 from .nemo import NemoCheckpoint
 
 __all__ = [
+    "CARD",
+    "RECORD",
     "Checkpoint",
     "HuggingFaceCheckpoint",
     "Metadata",
@@ -19,6 +21,7 @@ __all__ = [
     "StateDictCheckpoint",
     "TensorSpec",
     "Writer",
+    "beside",
     "check_output",
     "open_checkpoint",
 ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,6 +18,14 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..vocabulary import Vocabulary
+from ._work import WorkFolder, check_output
+
+logger = logging.getLogger("nemo_merge")
+
+RECORD, CARD = "merge.yaml", "README.md"
+"""Documents that accompany a merged checkpoint: its provenance, and its model card."""
+
+_CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -88,25 +99,33 @@ class Checkpoint(Mapping[str, Tensor], ABC):
         """Files that hold the tensors."""
         return [self.path]
 
-    def sha256(self) -> dict[str, str]:
-        """SHA-256 of every file that holds tensors, by file name."""
+    def sha256(self, stop: threading.Event | None = None) -> dict[str, str]:
+        """SHA-256 of every file that holds tensors, by file name; set ``stop`` from another thread to give up."""
         digests = {}
         for path in self.files:
-            with open(path, "rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
+            with open(path, "rb", buffering=0) as file:
+                while (count := file.readinto(buffer)) and not (stop and stop.is_set()):
+                    digest.update(memoryview(buffer)[:count])
+            digests[path.name] = digest.hexdigest()
         return digests
 
     @abstractmethod
-    def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> Writer:
+    def writer(
+        self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
+    ) -> Writer:
         """A writer of a checkpoint like this one (same configuration, tokenizer, ties) with other tensor values.
 
         Args:
             output: where the new checkpoint goes; nothing appears there before :meth:`Writer.commit`.
             specs: shape and type of every tensor to be written, tied names left out.
+            record: provenance of the tensors, as plain data; the checkpoint carries it. A writer for the same output
+                and record goes on with what an interrupted one finished.
             overwrite: allow an output that exists to be replaced.
 
         Raises:
-            OutputError: the output exists and ``overwrite`` is off, or its folder cannot be written to.
+            OutputError: the output exists and ``overwrite`` is off, its folder cannot be written to, or another process
+                is writing it.
         """
 
     def vocabulary(self) -> Vocabulary | None:
@@ -116,6 +135,14 @@ class Checkpoint(Mapping[str, Tensor], ABC):
             CheckpointError: its tokenizer files are missing, damaged or of a kind that is not supported.
         """
         return None
+
+    def artefact(self, name: str) -> bytes:
+        """The content of a file that is packed with the model, by the name that its configuration gives it.
+
+        Raises:
+            CheckpointError: there is no such file.
+        """
+        raise CheckpointError(f"{self.path}: a {self.format} has no packed file {name!r}")
 
     def with_vocabulary(self, wanted: Vocabulary, donors: Sequence[Checkpoint]) -> Checkpoint:
         """This checkpoint as the template of one with more tokens: configuration and tokenizer files grow, not tensors.
@@ -142,8 +169,19 @@ class Checkpoint(Mapping[str, Tensor], ABC):
 class Writer(ABC):
     """Takes tensors in any order and from any thread, and makes the checkpoint appear at once at the end.
 
-    Use it as a context manager: leaving it without :meth:`commit` leaves no trace.
+    Use it as a context manager: leaving it without :meth:`commit` leaves no trace, except after Ctrl-C or SIGTERM, when
+    finished tensors are kept for the same merge.
+
+    Attributes:
+        work: folder in which the output is made; None for one in memory.
     """
+
+    work: WorkFolder | None = None
+
+    @property
+    def finished(self) -> set[str]:
+        """Tensors that an interrupted process finished: they need not be written again."""
+        return self.work.finished if self.work is not None else set()
 
     @abstractmethod
     def write(self, name: str, start: int, values: Shaped[Tensor, "..."]) -> None:
@@ -161,19 +199,45 @@ class Writer(ABC):
         """
 
     @abstractmethod
-    def commit(self, provenance: Mapping[str, Any]) -> None:
+    def commit(self, documents: Mapping[str, str] = MappingProxyType({})) -> None:
         """Adds configuration, tokenizer and provenance, and gives the checkpoint its name.
+
+        Args:
+            documents: texts that accompany the checkpoint, by name (``merge.yaml``, ``README.md``): inside where it is
+                a folder, else beside it as ``OUTPUT.NAME``.
 
         Raises:
             OutputError: the file cannot be written or renamed.
         """
 
-    @abstractmethod
     def discard(self) -> None:
         """Removes everything written so far; does nothing after :meth:`commit`."""
+        if self.work is not None:
+            self.work.discard()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.discard()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        work = self.work
+        if work is not None and kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit)):
+            if work.pause():
+                logger.warning("%s: finished tensors are kept; the same command goes on from there", work.output)
+        else:
+            self.discard()
+
+
+def check_outputs(output: Path, overwrite: bool) -> None:
+    """Refuses, as ``check_output`` does, a file that exists, or documents beside it."""
+    for path in (output, *(beside(output, name) for name in (RECORD, CARD))):
+        check_output(path, overwrite)
+
+
+def beside(output: Path, document: str) -> Path:
+    """Where a document about a checkpoint goes that is a single file.
+
+    Example:
+        >>> beside(Path("models/pt.nemo"), "merge.yaml").as_posix()
+        'models/pt.nemo.merge.yaml'
+    """
+    return output.with_name(f"{output.name}.{document}")

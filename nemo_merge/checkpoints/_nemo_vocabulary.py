@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import CheckpointError
 from ..vocabulary import Token, Vocabulary
+from ._checkpoint import Checkpoint
 from ._tokenizers import Piece, SentencePieces, grow, parse, vocab_table, vocab_text
 
 Place = tuple[str, ...]
@@ -27,16 +28,6 @@ _MODEL, _VOCAB, _TABLE = "model_path", "vocab_path", "spe_tokenizer_vocab"
 _PREFIX = "nemo:"
 
 
-class Packed(Protocol):
-    """What is read of a ``.nemo``."""
-
-    path: Any
-    metadata: Any
-
-    def artefact(self, name: str) -> bytes:
-        """The content of a packed file."""
-
-
 @dataclass
 class Changes:
     """How a ``.nemo`` differs from the one it is made from.
@@ -50,7 +41,7 @@ class Changes:
     artefacts: dict[str, bytes] = field(default_factory=dict)
 
 
-def read_vocabulary(model: Packed) -> Vocabulary | None:
+def read_vocabulary(model: Checkpoint) -> Vocabulary | None:
     """The tokens of a model; None when its configuration has neither tokenizer nor labels.
 
     Raises:
@@ -73,7 +64,7 @@ def read_vocabulary(model: Packed) -> Vocabulary | None:
         raise CheckpointError(f"{model.path}: its tokenizer cannot be used, {error}") from error
 
 
-def grow_vocabulary(model: Packed, wanted: Vocabulary, donors: Sequence[Packed]) -> Changes:
+def grow_vocabulary(model: Checkpoint, wanted: Vocabulary, donors: Sequence[Checkpoint]) -> Changes:
     """What must change in ``model`` for it to have the tokens ``wanted``, which begin with its own.
 
     Pieces and languages that it lacks come from the first donor that has them.
@@ -104,7 +95,7 @@ def grow_vocabulary(model: Packed, wanted: Vocabulary, donors: Sequence[Packed])
     return changes
 
 
-def _characters(model: Packed) -> Vocabulary | None:
+def _characters(model: Checkpoint) -> Vocabulary | None:
     config = model.metadata.config
     found = {".".join(place): _lookup(config, place) for place in _LISTS}
     lists = {place: value for place, value in found.items() if value and isinstance(value, list)}
@@ -120,14 +111,14 @@ def _characters(model: Packed) -> Vocabulary | None:
         raise CheckpointError(f"{model.path}: {first} of its configuration cannot be used, {error}") from error
 
 
-def _languages(model: Packed) -> list[str]:
+def _languages(model: Checkpoint) -> list[str]:
     languages = _lookup(model.metadata.config, ("tokenizer", "langs"))
     if not isinstance(languages, Mapping) or not languages:
         raise CheckpointError(f"{model.path}: its aggregate tokenizer names no languages (tokenizer.langs)")
     return [str(language) for language in languages]
 
 
-def _tokenizer(model: Packed, place: Place) -> tuple[str, list[str], dict[str, str]]:
+def _tokenizer(model: Checkpoint, place: Place) -> tuple[str, list[str], dict[str, str]]:
     """Kind, tokens and rules of one tokenizer that is not an aggregate."""
     entry = _lookup(model.metadata.config, place)
     shown = f"{model.path} ({'.'.join(place)})"
@@ -141,11 +132,11 @@ def _tokenizer(model: Packed, place: Place) -> tuple[str, list[str], dict[str, s
     raise CheckpointError(f"{shown}: tokenizers of the type {kind or 'none'!r} are not supported; known: agg, bpe, wpe")
 
 
-def _pieces(model: Packed, place: Place) -> SentencePieces:
+def _pieces(model: Checkpoint, place: Place) -> SentencePieces:
     return parse(_content(model, place, _MODEL), f"{model.path} ({'.'.join((*place, _MODEL))})")
 
 
-def _content(model: Packed, place: Place, key: str) -> bytes:
+def _content(model: Checkpoint, place: Place, key: str) -> bytes:
     value = _lookup(model.metadata.config, (*place, key))
     if not isinstance(value, str) or not value.startswith(_PREFIX):
         raise CheckpointError(
@@ -154,7 +145,9 @@ def _content(model: Packed, place: Place, key: str) -> bytes:
     return model.artefact(value.removeprefix(_PREFIX))
 
 
-def _grow_pieces(model: Packed, place: Place, texts: Sequence[str], donors: Sequence[Packed], changes: Changes) -> None:
+def _grow_pieces(
+    model: Checkpoint, place: Place, texts: Sequence[str], donors: Sequence[Checkpoint], changes: Changes
+) -> None:
     """Lets one SentencePiece model have these pieces, and the lists beside it."""
     old = _pieces(model, place)
     known = {piece.text: piece for piece in old.pieces}
@@ -182,7 +175,7 @@ def _grow_pieces(model: Packed, place: Place, texts: Sequence[str], donors: Sequ
             _replace(model, place, key, before + gap + more.encode(), changes)
 
 
-def _copy_language(donor: Packed, place: Place, changes: Changes) -> None:
+def _copy_language(donor: Checkpoint, place: Place, changes: Changes) -> None:
     """Takes over the tokenizer of a language with its files."""
     entry = _lookup(donor.metadata.config, place)
     changes.config[place] = dict(entry)
@@ -191,7 +184,7 @@ def _copy_language(donor: Packed, place: Place, changes: Changes) -> None:
             _replace(donor, place, key, donor.artefact(value.removeprefix(_PREFIX)), changes)
 
 
-def _replace(model: Packed, place: Place, key: str, content: bytes, changes: Changes) -> None:
+def _replace(model: Checkpoint, place: Place, key: str, content: bytes, changes: Changes) -> None:
     """Packs a file under a name that tells its content, as NeMo's names do not."""
     old = str(_lookup(model.metadata.config, (*place, key))).removeprefix(_PREFIX)
     ending = PurePosixPath(old).name.split("_", 1)[-1]
@@ -200,7 +193,7 @@ def _replace(model: Packed, place: Place, key: str, content: bytes, changes: Cha
     changes.config[(*place, key)] = _PREFIX + name
 
 
-def _grow_config(model: Packed, own: Vocabulary, wanted: Vocabulary, changes: Changes) -> None:
+def _grow_config(model: Checkpoint, own: Vocabulary, wanted: Vocabulary, changes: Changes) -> None:
     """The numbers and lists of tokens in the configuration, as NeMo would write them for this tokenizer."""
     config = model.metadata.config
     texts = [token.text for token in wanted.tokens]

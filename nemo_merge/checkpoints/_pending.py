@@ -1,27 +1,24 @@
-"""Files and folders that appear whole or not at all."""
+"""Large files in the making: laid out before their tensors are known, written from several threads, resumable."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
-import platform
-import re
-import shutil
-import tempfile
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import OutputError
+from ._journal import Journal
 
-_WRITE_CHUNK = 16 << 20
+_CHUNK = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -62,91 +59,70 @@ def explained(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Refuses an output that exists (unless it may be replaced) and one whose parent folder is missing.
-
-    Raises:
-        OutputError: with the remedy.
-    """
-    if (output.exists() or output.is_symlink()) and not overwrite:
-        raise OutputError(f"{output}: exists already; pass overwrite=true to replace it, or choose another output")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: the folder {output.parent} does not exist; create it first")
-    remove_stale(output)
-
-
-def partial_path(output: Path) -> Path:
-    """The hidden name that an output has at the moment in which it gets its own."""
-    return output.with_name(f".{output.name}.{platform.node()}-{os.getpid()}.partial")
-
-
-def remove_stale(output: Path) -> None:
-    """Removes what processes of this machine left beside ``output`` that were killed at that very moment."""
-    pattern = re.compile(rf"\.{re.escape(output.name)}\.{re.escape(platform.node())}-(\d+)(-\w+)?\.partial")
-    with contextlib.suppress(OSError):
-        for path in output.parent.iterdir():
-            if (match := pattern.fullmatch(path.name)) and not _runs(int(match[1])):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's
-    return True
-
-
 class PendingFile:
-    """A file without a name: it takes its place at :meth:`publish`, and a crash before that leaves nothing behind.
+    """A file that is filled tensor by tensor; what an interrupted process finished is found again.
 
-    On file systems that cannot hold unnamed files it is a hidden ``.*.partial`` beside the output.
     Tensors are written from several threads, at most one thread per tensor.
+
+    Args:
+        path: the file, in a work folder; it may be there already from an interrupted process.
+        layout: where everything goes.
+        journal: notes of the tensors that are finished; None for a file that is always written anew.
+        shown: the output that messages name.
+        checksums: also keep the CRC-32 of every slot, which zip archives need.
+
+    Attributes:
+        finished: tensors that an earlier process finished; their bytes were compared with its notes.
+        checksums: CRC-32 of the slots that are complete, if asked for.
     """
 
-    def __init__(self, output: Path, layout: Layout) -> None:
-        self.output = output
+    def __init__(
+        self,
+        path: Path,
+        layout: Layout,
+        journal: Journal | None = None,
+        *,
+        shown: Path | None = None,
+        checksums: bool = False,
+    ) -> None:
+        self.path = path
         self.layout = layout
+        self.finished: set[str] = set()
         self.checksums: dict[str, int] = {}
+        self._with_checksums = checksums
+        self._shown = shown or path
+        self._journal = journal
         self._lock = threading.Lock()
         self._written: dict[str, int] = {}
-        self._name: Path | None = None
-        with explained(output):
-            self.fd = self._open()
+        self._sums: dict[str, int] = {}
+        with explained(self._shown):
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            with explained(output):
-                if hasattr(os, "posix_fallocate"):  # a full disk is found now, not at the end
+            with explained(self._shown):
+                known = journal.of(path.name) if journal and os.fstat(self.fd).st_size >= layout.size else {}
+                if not known and hasattr(os, "posix_fallocate"):  # a full disk is found now, not at the end
                     os.posix_fallocate(self.fd, 0, max(layout.size, 1))
                 os.ftruncate(self.fd, layout.size)
                 for offset, constant in layout.constants.items():
                     self.put(offset, constant)
+            for name, total in known.items():
+                if name in layout.slots:
+                    self._look_again(name, total)
         except BaseException:
-            self.discard()
+            self.close()
             raise
-
-    def _open(self) -> int:
-        with contextlib.suppress(OSError, AttributeError):
-            return os.open(self.output.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
-        fd, name = tempfile.mkstemp(
-            prefix=f"{partial_path(self.output).stem}-", suffix=".partial", dir=self.output.parent
-        )
-        self._name = Path(name)
-        os.fchmod(fd, 0o666 & ~_umask())
-        return fd
 
     def put(self, offset: int, data: bytes | memoryview) -> None:
         """Writes bytes at a place of the file."""
         view = memoryview(data).cast("B")
-        with explained(self.output):
+        with explained(self._shown):
             while view:
-                written = os.pwrite(self.fd, view[:_WRITE_CHUNK], offset)
+                written = os.pwrite(self.fd, view[:_CHUNK], offset)
                 offset += written
                 view = view[written:]
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """Writes consecutive elements of a tensor into its slot and keeps a running CRC-32 of the slot."""
+        """Writes consecutive elements of a tensor into its slot, and notes the tensor when it is complete."""
         slot = self.layout.slots[name]
         flat = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         data = memoryview(flat.numpy())  # type: ignore[arg-type]
@@ -154,10 +130,10 @@ class PendingFile:
         if begin != self._written.get(name, 0) or begin + len(data) > slot.nbytes:
             raise ValueError(f"blocks of {name!r} must come in order and fit its slot")
         self.put(slot.offset + begin, data)
-        checksum = zlib.crc32(data, self.checksums.get(name, 0))
-        with self._lock:
-            self.checksums[name] = checksum
-            self._written[name] = begin + len(data)
+        self._add(name, begin, data)
+        if self._journal is not None and begin + len(data) == slot.nbytes:
+            with explained(self._shown):
+                self._journal.note(self.path.name, name, self._sums[name])
 
     def append(self, data: bytes) -> int:
         """Writes bytes at the end and returns the offset at which they stand."""
@@ -165,122 +141,57 @@ class PendingFile:
         self.put(offset, data)
         return offset
 
-    def check_complete(self) -> None:
-        """Raises if a tensor was not written to its end: a bug, never a user's error."""
+    def sync(self) -> None:
+        """Waits until everything written is on the disk."""
         short = [name for name, slot in self.layout.slots.items() if self._written.get(name, 0) != slot.nbytes]
         if short:
             raise RuntimeError(f"not all tensors were written: {short[:5]}")
-
-    def sync(self) -> None:
-        """Waits until everything written is on the disk."""
-        self.check_complete()
-        with explained(self.output):
+        with explained(self._shown):
             os.fsync(self.fd)
 
-    def publish(self, target: Path | None = None) -> None:
-        """Gives the file its name, replacing what has it now."""
-        target = target or self.output
-        self.sync()
-        with explained(target):
-            if self._name is None:
-                self._name = partial_path(target)
-                self._name.unlink(missing_ok=True)
-                # Python follows the link only when a folder is passed; an absolute source ignores it.
-                folder = os.open(target.parent, os.O_RDONLY)
-                try:
-                    os.link(f"/proc/self/fd/{self.fd}", self._name, src_dir_fd=folder, follow_symlinks=True)
-                finally:
-                    os.close(folder)
-            os.replace(self._name, target)
-            self._name = None
-            _sync_folder(target.parent)
-        self._close()
-
-    def discard(self) -> None:
-        """Drops the file; harmless after :meth:`publish`."""
-        self._close()
-        if self._name is not None:
-            self._name.unlink(missing_ok=True)
-            self._name = None
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Closes the file and leaves it where it is."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
+    def _add(self, name: str, begin: int, data: memoryview) -> None:
+        total = (self._sums.get(name, 0) + byte_sum(data, begin)) & _MASK
+        checksum = zlib.crc32(data, self.checksums.get(name, 0)) if self._with_checksums else 0
+        with self._lock:
+            self._written[name] = begin + len(data)
+            self._sums[name] = total
+            if self._with_checksums:
+                self.checksums[name] = checksum
 
-class PendingFolder:
-    """A folder of large pending files and small finished ones that appears whole."""
-
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.files: dict[str, PendingFile] = {}
-
-    def add(self, name: str, layout: Layout) -> PendingFile:
-        """Starts a large file of the folder."""
-        self.files[name] = PendingFile(self.output.with_name(f"{self.output.name}.{name}"), layout)
-        return self.files[name]
-
-    def publish(self, small_files: Mapping[str, bytes | Path]) -> None:
-        """Makes the folder appear with its large files and these small ones (contents, or paths to copy)."""
-        partial = partial_path(self.output)
-        for file in self.files.values():
-            file.sync()  # so that the folder, which cannot be without a name, is there for a moment only
-        with explained(self.output):
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
-                partial.mkdir()
-                for name, file in self.files.items():
-                    file.publish(partial / name)
-                for name, content in small_files.items():
-                    if isinstance(content, Path):
-                        shutil.copyfile(content, partial / name)
-                    else:
-                        (partial / name).write_bytes(content)
-                _sync_folder(partial)
-                _put_in_place(partial, self.output)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-
-    def discard(self) -> None:
-        """Drops everything; harmless after :meth:`publish`."""
-        for file in self.files.values():
-            file.discard()
+    def _look_again(self, name: str, expected: int) -> None:
+        """Takes over a tensor of an earlier process if the file holds what that process noted."""
+        slot = self.layout.slots[name]
+        for begin in range(0, slot.nbytes, _CHUNK):
+            data = os.pread(self.fd, min(_CHUNK, slot.nbytes - begin), slot.offset + begin)
+            self._add(name, begin, memoryview(data))
+        if self._written.get(name, 0) == slot.nbytes and self._sums.get(name, 0) == expected:
+            self.finished.add(name)
+        else:  # the machine went down before the bytes reached the disk
+            for notes in (self._written, self._sums, self.checksums):
+                notes.pop(name, None)
 
 
-def _put_in_place(new: Path, target: Path) -> None:
-    """Renames ``new`` to ``target``; an existing target changes places with it in one step where Linux can."""
-    if not (target.exists() or target.is_symlink()):
-        os.rename(new, target)
-    elif not _exchange(new, target):
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        os.rename(target, old)
-        os.rename(new, target)
-        os.rename(old, new)
-    _sync_folder(target.parent)
-    if new.is_symlink() or new.is_file():  # what stood at the target; a folder is left to the caller
-        new.unlink()
+_MASK = (1 << 64) - 1
 
 
-def _exchange(a: Path, b: Path) -> bool:
-    """Swaps two paths atomically with renameat2(RENAME_EXCHANGE); False where that is not to be had."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
+def byte_sum(data: memoryview, offset: int = 0) -> int:
+    """Sum of the bytes as little-endian words of 64 bits, modulo 2**64; sums of consecutive parts add up.
 
+    It runs at the speed of memory and tells bytes that never reached the disk (pages of zeros) from those that did.
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+    Args:
+        data: the bytes.
+        offset: where they stand in the whole; words are counted from there.
+    """
+    lead = -offset % 8
+    head, tail = data[:lead], data[lead:]
+    words = len(tail) // 8 * 8
+    total = int(np.frombuffer(tail[:words], dtype="<u8").sum(dtype=np.uint64))
+    total += int.from_bytes(tail[words:], "little") + (int.from_bytes(head, "little") << (8 * (offset % 8)))
+    return total & _MASK

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -138,11 +140,13 @@ class AlignedCheckpoint(Checkpoint):
     def files(self) -> list[Path]:
         return self._inner.files
 
-    def sha256(self) -> dict[str, str]:
-        return self._inner.sha256()
+    def sha256(self, stop: threading.Event | None = None) -> dict[str, str]:
+        return self._inner.sha256(stop)
 
-    def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> Writer:
-        return self._inner.writer(output, specs, overwrite=overwrite)
+    def writer(
+        self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
+    ) -> Writer:
+        return self._inner.writer(output, specs, record, overwrite=overwrite)
 
     def close(self) -> None:
         self._inner.close()

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..vocabulary import Vocabulary
-from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
+from ._checkpoint import CARD, RECORD, Checkpoint, Metadata, TensorSpec, Writer
 from ._huggingface_vocabulary import read_vocabulary
-from ._pending import Layout, PendingFolder, Slot, check_output
+from ._pending import Layout, Slot
+from ._work import WorkFolder, check_output, key_of
 from ._yaml import dump, load
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PROVENANCE_FILE = "merge.yaml"
 _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "added_tokens.json",
 )  # fmt: skip
@@ -82,8 +83,10 @@ class HuggingFaceCheckpoint(Checkpoint):
     def close(self) -> None:
         self._handles.clear()
 
-    def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> Writer:
-        return HuggingFaceWriter(self, output, specs, overwrite=overwrite)
+    def writer(
+        self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
+    ) -> Writer:
+        return HuggingFaceWriter(self, output, specs, record, overwrite=overwrite)
 
     def vocabulary(self) -> Vocabulary | None:
         return read_vocabulary(self.path, self._json)
@@ -153,7 +156,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             for name in _TOKENIZER_FILES
             if (self.path / name).is_file()
         }
-        record = self.path / PROVENANCE_FILE
+        record = self.path / RECORD
         provenance = load(self._text(record), record) if record.is_file() else None
         return Metadata("huggingface", model_class, config, tokenizers, provenance)
 
@@ -184,40 +187,45 @@ class HuggingFaceWriter(Writer):
     """
 
     def __init__(
-        self, template: HuggingFaceCheckpoint, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool
+        self,
+        template: HuggingFaceCheckpoint,
+        output: Path,
+        specs: Mapping[str, TensorSpec],
+        record: Mapping[str, Any],
+        *,
+        overwrite: bool,
     ) -> None:
         check_output(output, overwrite)
         self._template = template
-        self._folder = PendingFolder(output)
+        self._record = record
+        self.work: WorkFolder = WorkFolder(output, key_of(record))
         self._homes: dict[str, str] = {}
         try:
             for shard in template.shards:
                 held = {name: spec for name, spec in specs.items() if template.home(name) == shard}
                 self._homes.update(dict.fromkeys(held, shard))
-                self._folder.add(shard, lay_out(held, template.file_metadata[shard]))
+                self.work.add(shard, lay_out(held, template.file_metadata[shard]))
         except BaseException:
             self.discard()
             raise
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        self._folder.files[self._homes[name]].write(name, start, values)
+        self.work.files[self._homes[name]].write(name, start, values)
 
-    def commit(self, provenance: Mapping[str, Any]) -> None:
+    def commit(self, documents: Mapping[str, str] = MappingProxyType({})) -> None:
         small: dict[str, bytes | Path] = {
             path.name: path
             for path in sorted(self._template.path.iterdir())
-            if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES) and path.name != "README.md"
+            if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES) and path.name != CARD
         }
         if INDEX not in small and (self._template.path / INDEX).is_file():
             small[INDEX] = self._index()
-        small[PROVENANCE_FILE] = dump(provenance).encode()
-        self._folder.publish(small)
-
-    def discard(self) -> None:
-        self._folder.discard()
+        small[RECORD] = dump(self._record).encode()
+        small.update({name: text.encode() for name, text in documents.items()})
+        self.work.publish_folder(small)
 
     def _index(self) -> bytes:
-        total = sum(slot.nbytes for file in self._folder.files.values() for slot in file.layout.slots.values())
+        total = sum(slot.nbytes for file in self.work.files.values() for slot in file.layout.slots.values())
         index = self._template._json(self._template.path / INDEX)
         metadata = {**index.get("metadata", {}), "total_size": total}
         content = {"metadata": metadata, "weight_map": dict(sorted(self._homes.items()))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -43,7 +44,9 @@ class StateDictCheckpoint(Checkpoint):
     def files(self) -> list[Path]:
         return []
 
-    def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> StateDictWriter:
+    def writer(
+        self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
+    ) -> StateDictWriter:
         return StateDictWriter(self, specs)
 
 
@@ -60,10 +63,7 @@ class StateDictWriter(Writer):
     def write(self, name: str, start: int, values: Tensor) -> None:
         self.state_dict[name].view(-1)[start : start + values.numel()] = values.reshape(-1)
 
-    def commit(self, provenance: Mapping[str, Any]) -> None:
+    def commit(self, documents: Mapping[str, str] = MappingProxyType({})) -> None:
         ties = self._template.ties
         written = self.state_dict
         self.state_dict = {name: written[ties.get(name, name)] for name in self._template.specs}
-
-    def discard(self) -> None:
-        """Nothing to do: the result lives in memory only."""

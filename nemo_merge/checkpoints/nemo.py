@@ -13,16 +13,18 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import IO, Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..vocabulary import Vocabulary
-from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
+from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer, beside, check_outputs
 from ._nemo_vocabulary import Changes, grow_vocabulary, read_vocabulary
-from ._pending import Layout, PendingFile, Slot, check_output, explained
+from ._pending import Layout, Slot, explained
 from ._torch_zip import StoredTensor, TorchZip, checksum_places, lay_out
+from ._work import WorkFolder, key_of, write_whole
 from ._yaml import changed_config, dump, load
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
@@ -75,15 +77,12 @@ class NemoCheckpoint(Checkpoint):
             self._unpacked.cleanup()
             self._unpacked = None
 
-    def writer(self, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool = False) -> Writer:
-        return NemoWriter(self, output, specs, overwrite=overwrite)
+    def writer(
+        self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
+    ) -> Writer:
+        return NemoWriter(self, output, specs, record, overwrite=overwrite)
 
     def artefact(self, name: str) -> bytes:
-        """The content of a packed file, by the name that the configuration gives it after ``nemo:``.
-
-        Raises:
-            CheckpointError: there is no such file, or it is damaged.
-        """
         if name in self._added:
             return self._added[name]
         with _open_tar(self._tar_path, self.path) as tar:
@@ -96,8 +95,7 @@ class NemoCheckpoint(Checkpoint):
         return read_vocabulary(self)
 
     def with_vocabulary(self, wanted: Vocabulary, donors: Sequence[Checkpoint]) -> NemoCheckpoint:
-        models = [donor for donor in donors if isinstance(donor, NemoCheckpoint)]
-        return self.with_changes(grow_vocabulary(self, wanted, models))
+        return self.with_changes(grow_vocabulary(self, wanted, donors))
 
     def with_changes(self, changes: Changes) -> NemoCheckpoint:
         """The same weights with another configuration and other packed files, as the template of a writer.
@@ -176,10 +174,17 @@ class NemoWriter(Writer):
     """
 
     def __init__(
-        self, template: NemoCheckpoint, output: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool
+        self,
+        template: NemoCheckpoint,
+        output: Path,
+        specs: Mapping[str, TensorSpec],
+        record: Mapping[str, Any],
+        *,
+        overwrite: bool,
     ) -> None:
-        check_output(output, overwrite)
+        check_outputs(output, overwrite)
         self._template = template
+        self._record = record
         ties = {alias: owner for alias, owner in template.ties.items() if owner in specs}
         zipped = lay_out(specs, ties, getattr(template._zip.content, "__dict__", {}))
         self._checksums = checksum_places(zipped)
@@ -193,17 +198,22 @@ class NemoWriter(Writer):
             constants={0: header, **{offset + shift: data for offset, data in zipped.constants.items()}},
             slots={name: Slot(slot.offset + shift, slot.nbytes) for name, slot in zipped.slots.items()},
         )
-        self._file = PendingFile(output, layout)
+        self.work: WorkFolder = WorkFolder(output, key_of(record))
+        try:
+            self._file = self.work.add(output.name, layout, checksums=True)
+        except BaseException:
+            self.discard()
+            raise
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         self._file.write(name, start, values)
 
-    def commit(self, provenance: Mapping[str, Any]) -> None:
+    def commit(self, documents: Mapping[str, str] = MappingProxyType({})) -> None:
         for name, places in self._checksums.items():
             for place in places:
                 self._file.put(place + self._shift, self._file.checksums[name].to_bytes(4, "little"))
         config = copy.copy(self._template._config)
-        text = _with_provenance(self._template, provenance).encode()
+        text = _with_provenance(self._template, self._record).encode()
         config.size = len(text)
         self._append_member(config, io.BytesIO(text))
         with _open_tar(self._template._tar_path, self._template.path) as tar:
@@ -211,15 +221,14 @@ class NemoWriter(Writer):
                 source = tar.extractfile(member)
                 assert source is not None  # only regular files are kept
                 self._append_member(member, source)
-        for name, content in self._template._added.items():
-            member = copy.copy(self._template._config)
-            member.name, member.size = f"./{name}", len(content)
-            self._append_member(member, io.BytesIO(content))
+        for name, data in self._template._added.items():
+            added = copy.copy(self._template._config)
+            added.name, added.size = self._template._config.name.removesuffix(CONFIG) + name, len(data)
+            self._append_member(added, io.BytesIO(data))
         self._file.append(bytes(2 * _BLOCK))
-        self._file.publish()
-
-    def discard(self) -> None:
-        self._file.discard()
+        self.work.publish_file(self._file.path.name)
+        for name, content in documents.items():
+            write_whole(beside(self.work.output, name), content.encode())
 
     def _append_member(self, member: tarfile.TarInfo, source: IO[bytes]) -> None:
         self._file.append(member.tobuf(tarfile.GNU_FORMAT))

@@ -11,7 +11,7 @@ import click
 
 from ..errors import NemoMergeError
 
-_VERBS = ("emr-apply", "inspect", "merge", "methods", "plan", "sweep")
+_VERBS = ("emr-apply", "inspect", "merge", "methods", "plan", "reproduce", "sweep")
 
 
 class _LazyGroup(click.Group):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,21 +15,23 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .. import methods
-from ..checkpoints import Checkpoint, StateDictCheckpoint, check_output, open_checkpoint
+from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, check_output
+from ..checkpoints._yaml import dump
 from ..checkpoints.memory import StateDictWriter
 from ..errors import ConfigError, OutputError
 from ..methods import Method, PostProcessor
 from ..methods.emr import Emr
+from .card import model_card
 from .emr import EmrPackage, package_path
 from .engine import ROUNDING_WARNING, Execution, Progress, execute, execute_variants
+from .inputs import Source, open_inputs
 from .plan import BatchNorm, MergePlan, plan_merge, plan_variants
-from .provenance import record, start_digests
+from .provenance import hashing, record
 from .rules import Rule
 from .vocabulary import VocabularyPolicy
 
 logger = logging.getLogger("nemo_merge")
 
-Source = str | os.PathLike[str] | Checkpoint
 Rules = Sequence[Rule | Mapping[str, Any]]
 Then = Sequence[PostProcessor | Mapping[str, Any] | str]
 
@@ -121,6 +122,8 @@ class Options:
     vocabulary: VocabularyPolicy = "strict"
     workers: int | None = None
     progress: bool | None = None
+    as_recorded: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found
+    """Given the record of a merge, the one that its output is to carry: an earlier one when a merge is repeated."""
 
 
 def merge_variants(
@@ -142,10 +145,11 @@ def merge_variants(
         for file in written_files(target, variants[target]):
             check_output(file, options.overwrite)  # before anything is read: the user should not wait for this
     with ExitStack() as stack:
-        base_checkpoint = _open(base, stack) if base is not None else None
-        expert_checkpoints = [_open(expert, stack) for expert in _as_list(experts)]
+        base_checkpoint, expert_checkpoints = open_inputs(base, experts, stack)
+        inputs = [*expert_checkpoints, *([base_checkpoint] if base_checkpoint is not None else [])]
         for target in variants:
-            _check_output_is_no_input(target, [base_checkpoint, *expert_checkpoints])
+            _check_output_is_no_input(target, inputs)
+        digests = stack.enter_context(hashing(inputs))
         plans = plan_variants(
             base_checkpoint,
             expert_checkpoints,
@@ -157,12 +161,11 @@ def merge_variants(
             vocabulary=options.vocabulary,
             workers=options.workers,
         )
+        records = [options.as_recorded(record(plan, digests())) for plan in plans]
         writers = [
-            stack.enter_context(plan.template.writer(target, plan.output_specs, overwrite=options.overwrite))
-            for target, plan in zip(variants, plans, strict=True)
+            stack.enter_context(plan.template.writer(target, plan.output_specs, known, overwrite=options.overwrite))
+            for target, plan, known in zip(variants, plans, records, strict=True)
         ]
-        hashing = stack.enter_context(ThreadPoolExecutor(1))
-        digests = start_digests(plans[0], hashing)
         with _bar(plans, options.progress) as advance:
             executions = execute_variants(plans, writers, workers=options.workers, progress=advance)
         packages = [
@@ -170,16 +173,14 @@ def merge_variants(
             for target, plan in zip(variants, plans, strict=True)
             if isinstance(plan.method, Emr)
         ]
-        hashes = {path: future.result() for path, future in digests.items()}
-        records = [record(plan, hashes) for plan in plans]
-        for writer, provenance in zip(writers, records, strict=True):
-            writer.commit(provenance)
-        for package in packages:
-            package.commit()
         warnings = [
             tuple([*plan.warnings, *_rounding_warnings(execution)])
             for plan, execution in zip(plans, executions, strict=True)
         ]
+        for target, writer, known, plan, some in zip(variants, writers, records, plans, warnings, strict=True):
+            writer.commit({RECORD: dump(known), CARD: model_card(target, known, plan, some)})
+        for package in packages:
+            package.commit()
     for warning in dict.fromkeys(warning for some in warnings for warning in some):
         logger.warning(warning)
     seconds = time.monotonic() - started
@@ -236,17 +237,17 @@ def merge_state_dicts(
     plan = plan_merge(
         base_checkpoint, expert_checkpoints, chosen, rules=rules, then=then, batch_norm=batch_norm, workers=workers
     )
-    writer = plan.template.writer(Path(), plan.output_specs)
+    writer = plan.template.writer(Path(), plan.output_specs, {})
     assert isinstance(writer, StateDictWriter)
     execution = execute(plan, writer, workers=workers)
-    writer.commit({})
+    writer.commit()
     for warning in (*plan.warnings, *_rounding_warnings(execution)):
         logger.warning(warning)
     return {name: writer.state_dict.get(name, value) for name, value in template.items()}
 
 
 def written_files(output: Path, method: Method) -> list[Path]:
-    """What a merge by this method leaves: the checkpoint, and for ``emr`` its package."""
+    """The files of a merge by this method that hold weights: the checkpoint, and for ``emr`` its package."""
     return [output, package_path(output)] if isinstance(method, Emr) else [output]
 
 
@@ -260,21 +261,9 @@ def _method(method: str | Method, parameters: Mapping[str, Any]) -> Method:
     return methods.get(method, **parameters)
 
 
-def _open(source: Source, stack: ExitStack) -> Checkpoint:
-    if isinstance(source, Checkpoint):
-        return source
-    return stack.enter_context(open_checkpoint(os.fspath(source)))
-
-
-def _as_list(experts: Sequence[Source]) -> list[Source]:
-    if isinstance(experts, (str, os.PathLike, Checkpoint)):
-        raise ConfigError("experts must be a list, even if there is only one")
-    return list(experts)
-
-
-def _check_output_is_no_input(output: Path, inputs: Sequence[Checkpoint | None]) -> None:
+def _check_output_is_no_input(output: Path, inputs: Sequence[Checkpoint]) -> None:
     for checkpoint in inputs:
-        if checkpoint is not None and output.exists() and checkpoint.path.exists() and output.samefile(checkpoint.path):
+        if output.exists() and checkpoint.path.exists() and output.samefile(checkpoint.path):
             raise OutputError(
                 f"{output}: is also an input of this merge; choose another output so that nothing is lost"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import __version__
-from ..checkpoints import TensorSpec, check_output, open_checkpoint
-from ..checkpoints._pending import PendingFile
+from ..checkpoints import RECORD, TensorSpec, check_output, open_checkpoint
+from ..checkpoints._work import WorkFolder
+from ..checkpoints._yaml import dump
 from ..checkpoints.huggingface import lay_out
 from ..errors import CheckpointError, ConfigError, PlanError, did_you_mean
 from ..methods.emr import unified
@@ -57,12 +59,13 @@ class EmrPackage:
             "nemo_merge": __version__,
             "experts": json.dumps([str(expert.path) for expert in plan.experts]),
         }
-        self._file = PendingFile(path, lay_out(specs, about))
+        self._work = WorkFolder(path)
         try:
+            self._file = self._work.add(path.name, lay_out(specs, about))
             with single_threaded_torch():
                 self._write(plan, merged, statistics)
         except BaseException:
-            self._file.discard()
+            self._work.discard()
             raise
 
     def _write(self, plan: MergePlan, merged: list[Row], statistics: list[Row]) -> None:
@@ -91,13 +94,13 @@ class EmrPackage:
 
     def commit(self) -> None:
         """Gives the package its name."""
-        self._file.publish()
+        self._work.publish_file(self._file.path.name)
 
     def __enter__(self) -> EmrPackage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.discard()
+        self._work.discard()
 
 
 def apply_emr(
@@ -152,7 +155,20 @@ def apply_emr(
             raise PlanError([f"{path}: tensor {_tensor((unknown + wrong)[0])!r} does not fit {checkpoint.path}"])
         factor = float(stored.get_tensor("factors")[index])
         specs = {name: spec for name, spec in checkpoint.specs.items() if name not in checkpoint.ties}
-        with checkpoint.writer(target, specs, overwrite=overwrite) as writer, single_threaded_torch():
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        record = {
+            "nemo_merge": __version__,
+            "base": {"path": str(checkpoint.path), "format": checkpoint.format, "sha256": checkpoint.sha256()},
+            "emr": {
+                "package": str(path),
+                "sha256": digest,
+                "experts": json.loads(about["experts"]),
+                "expert": index,
+                "factor": factor,
+            },
+        }
+        with checkpoint.writer(target, specs, record, overwrite=overwrite) as writer, single_threaded_torch():
             for name, spec in specs.items():
                 values = checkpoint[name]
                 if f"unified/{name}" in names:
@@ -161,9 +177,9 @@ def apply_emr(
                     values = (values.to(compute_dtype([values])) + factor * common * mask).to(spec.dtype)
                 elif f"own/{index}/{name}" in names:
                     values = stored.get_tensor(f"own/{index}/{name}").to(spec.dtype)
-                writer.write(name, 0, values)
-            emr = {"experts": json.loads(about["experts"]), "expert": index, "factor": factor}
-            writer.commit({"nemo_merge": __version__, "emr": emr})
+                if name not in writer.finished:
+                    writer.write(name, 0, values)
+            writer.commit({RECORD: dump(record)})
     return target
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ def execute(
 ) -> Execution:
     """Computes every tensor of the plan and hands it to the writer.
 
+    Tensors that the writer has from an interrupted run (:attr:`Writer.finished`) are left out.
+
     Memory is a few blocks per thread for methods that work entry by entry, and a few copies of the largest matrix for
     spectral ones. Each tensor is computed by one thread with one BLAS thread, so that the result is the same to the
     bit whatever ``workers`` is.
@@ -88,8 +91,10 @@ def execute_variants(
     shared = _Shared(plans, workers)
     execution = [Execution() for _ in plans]
 
+    finished = [writer.finished for writer in writers]
+
     def merge(index: int) -> list[Rounding | None]:
-        return _merge_tensor(plans, index, shared, writers, progress)
+        return _merge_tensor(plans, index, shared, writers, finished, progress)
 
     for index, roundings in _for_every_tensor(plans[0], merge, workers).items():
         for plan, result, rounding in zip(plans, execution, roundings, strict=True):
@@ -171,6 +176,12 @@ class _Shared:
         change = sum(part for _, part in found)
         return sum(total for total, _ in found) / change if change else 1.0
 
+    def of(self, places: Sequence[int]) -> _Shared:
+        """The same for some of the plans."""
+        part = copy.copy(self)
+        part.ratios = [self.ratios[place] for place in places]
+        return part
+
     def statistics(self, row: Row, blocks: TensorBlocks, weights: Tensor) -> Any:
         if row.method.whole_model:
             return self._statistics[row.method.early()][0]
@@ -186,9 +197,12 @@ def _merge_tensor(
     index: int,
     shared: _Shared,
     writers: Sequence[Writer],
+    finished: Sequence[set[str]],
     progress: Progress | None,
 ) -> list[Rounding | None]:
     rows = [plan.rows[index] for plan in plans]
+    if any(row.name in done for row, done in zip(rows, finished, strict=True)):
+        return _merge_rest(plans, index, shared, writers, finished, progress)
     types = [plan.output_dtype(row) for plan, row in zip(plans, rows, strict=True)]
     roundings = [Rounding() if dtype.itemsize < 4 and dtype.is_floating_point else None for dtype in types]
     positions = [0] * len(plans)
@@ -215,6 +229,35 @@ def _merge_tensor(
             raise
         raise MergeError(f"tensor {name!r}: {error}; nothing was written") from error
     return roundings
+
+
+def _merge_rest(
+    plans: Sequence[MergePlan],
+    index: int,
+    shared: _Shared,
+    writers: Sequence[Writer],
+    finished: Sequence[set[str]],
+    progress: Progress | None,
+) -> list[Rounding | None]:
+    """Merges a tensor for those plans only whose writers do not have it yet."""
+    name = plans[0].rows[index].name
+    places = [place for place, done in enumerate(finished) if name not in done]
+    if progress is not None:
+        for plan, done in zip(plans, finished, strict=True):
+            progress(plan.output_specs[name].nbytes if name in done else 0)
+    result: list[Rounding | None] = [None] * len(plans)
+    if places:
+        part = _merge_tensor(
+            [plans[place] for place in places],
+            index,
+            shared.of(places),
+            [writers[place] for place in places],
+            [finished[place] for place in places],
+            progress,
+        )
+        for place, rounding in zip(places, part, strict=True):
+            result[place] = rounding
+    return result
 
 
 def _combined(plans: Sequence[MergePlan], rows: Sequence[Row], shared: _Shared) -> Iterator[tuple[int, Tensor, Tensor]]:

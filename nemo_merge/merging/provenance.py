@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
+import json
 import platform
-from collections.abc import Mapping
-from concurrent.futures import Executor, Future
+import re
+import shlex
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -14,16 +18,24 @@ import torch
 from .. import __version__
 from ..checkpoints import Checkpoint
 from ..methods import Method
-from .plan import MergePlan
+from .plan import MergePlan, Treatment
 from .rules import BASE, Rule
 
+Digests = Mapping[str, Mapping[str, str]]
+"""SHA-256 of the files of every input, by the input's path."""
 
-def record(plan: MergePlan, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+
+_UNQUOTED = re.compile(r"[A-Za-z_./][\w./-]*")
+
+
+def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
     """What was merged and how, as plain data. It holds no date, so that the same merge gives the same bytes.
+
+    Tensors that the method treated as it treats all others are counted only; ``decisions`` names the rest.
 
     Args:
         plan: the merge.
-        digests: SHA-256 of the files of every input, by the input's path.
+        digests: SHA-256 of the inputs.
     """
 
     def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -33,25 +45,83 @@ def record(plan: MergePlan, digests: Mapping[str, Mapping[str, str]]) -> dict[st
             "sha256": dict(digests[str(checkpoint.path)]),
         }
         if checkpoint.metadata.provenance:
-            entry["merged_from"] = dict(checkpoint.metadata.provenance)
+            earlier = dict(checkpoint.metadata.provenance)
+            earlier.pop("decisions", None)
+            entry["merged_from"] = earlier
         return entry
 
     count = len(plan.experts)
-    chosen: dict[str, Any] = {"nemo_merge": __version__, "method": _settings(plan.method, count)}
+    chosen: dict[str, Any] = {"method": _settings(plan.method, count)}
     if plan.rules:
         chosen["rules"] = [_rule(rule, count) for rule in plan.rules]
     if plan.then:
         chosen["then"] = [{"name": post.name, **dataclasses.asdict(post)} for post in plan.then]
-    return {
+    entries = {
         **chosen,
         "base": describe(plan.base) if plan.base is not None else None,
         "experts": [describe(expert) for expert in plan.experts],
         "batch_norm": plan.batch_norm,
         "dtype": str(plan.dtype).removeprefix("torch.") if plan.dtype else None,
         **({"vocabulary": plan.alignment.record()} if plan.alignment is not None else {}),
+    }
+    entries = plain(entries)
+    return {
+        "nemo_merge": __version__,
+        "command": command(entries, plan.method),
+        **entries,
         "tensors": plan.decisions(),
+        "decisions": _decisions(plan),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
     }
+
+
+def command(entries: Mapping[str, Any], method: Method) -> str:
+    """The command that repeats a merge, whatever way it was asked for; the output is left to the reader."""
+    words = [f"method={method.name}"]
+    for item in dataclasses.fields(method):
+        if (value := getattr(method, item.name)) != item.default:
+            words.append(f"method.{item.name}={_hydra(plain(value))}")
+    if entries["base"] is not None:
+        words.append(f"base={_hydra(entries['base']['path'])}")
+    words.append(f"experts={_hydra([expert['path'] for expert in entries['experts']])}")
+    words += [f"{key}={_hydra(entries[key])}" for key in ("rules", "then") if entries.get(key)]
+    if entries["batch_norm"] != "average":
+        words.append(f"batch_norm={entries['batch_norm']}")
+    if entries["dtype"] is not None:
+        words.append(f"dtype={entries['dtype']}")
+    if (policy := entries.get("vocabulary", {}).get("policy", "strict")) != "strict":
+        words.append(f"vocabulary={policy}")
+    return shlex.join(["nemo-merge", "merge", *words, "output=OUTPUT"])
+
+
+def plain(value: Any) -> Any:
+    """The same as data that JSON and YAML know: no tuples."""
+    return json.loads(json.dumps(value))
+
+
+@contextlib.contextmanager
+def hashing(inputs: Sequence[Checkpoint]) -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
+    """Hashes the inputs in another thread, beside whatever the caller does; the value waits for the digests.
+
+    Leaving it early, because of an error, gives up.
+    """
+    stop = threading.Event()
+    unique = {str(item.path): item for item in inputs}
+    with ThreadPoolExecutor(1, thread_name_prefix="nemo_merge-sha256") as pool:
+        futures = {path: pool.submit(item.sha256, stop) for path, item in unique.items()}
+        try:
+            yield lambda: {path: future.result() for path, future in futures.items()}
+        finally:
+            stop.set()
+
+
+def _decisions(plan: MergePlan) -> dict[str, list[str]]:
+    """Tensors that were not simply left to the method, by what was done with them and why."""
+    found: dict[str, list[str]] = {}
+    for row in plan.rows:
+        if row.treatment is not Treatment.METHOD or row.reason:
+            found.setdefault(": ".join(filter(None, [row.treatment.value, row.reason])), []).append(row.name)
+    return found
 
 
 def _settings(method: Method, experts: int) -> dict[str, Any]:
@@ -75,12 +145,14 @@ def _rule(rule: Rule, experts: int) -> dict[str, Any]:
     return entry
 
 
-def start_digests(plan: MergePlan, pool: Executor) -> dict[str, Future[dict[str, str]]]:
-    """Starts hashing the inputs beside the merge."""
-    inputs = {str(item.path): item for item in (plan.template, *plan.experts)}
-    return {path: pool.submit(item.sha256) for path, item in inputs.items()}
-
-
-def digest_of_bytes(data: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def _hydra(value: Any) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    if isinstance(value, str):
+        if _UNQUOTED.fullmatch(value) and value.lower() not in ("true", "false", "null", "nan", "inf"):
+            return value
+        return '"' + re.sub(r'(\\*)"', r"\1\1\"", re.sub(r"(\\+)$", r"\1\1", value)) + '"'
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_hydra, value)) + "]"
+    return json.dumps(value)

@@ -44,7 +44,14 @@ def test_configuration_and_tokenizer_are_carried_over_and_the_record_is_added(fo
     (base / "pytorch_model.bin").write_bytes(b"old weights")
     merge(base, experts, "soup", output=tmp_path / "merged")
     names = {path.name for path in (tmp_path / "merged").iterdir()}
-    assert names == {"config.json", "tokenizer.json", "generation_config.json", "model.safetensors", "merge.yaml"}
+    assert names == {
+        "config.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "model.safetensors",
+        "merge.yaml",
+        "README.md",
+    }
     record = yaml.safe_load((tmp_path / "merged" / "merge.yaml").read_text())
     assert record["method"]["name"] == "soup"
     assert len(record["experts"]) == 3

@@ -1,125 +1,107 @@
-"""Files that appear whole or not at all."""
+"""Files in the making: laid out, filled tensor by tensor, and taken up again."""
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
+import itertools
+import random
+import zlib
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nemo_merge.checkpoints import _pending
-from nemo_merge.checkpoints._pending import Layout, PendingFile, Slot, check_output
-from nemo_merge.errors import OutputError
-
-
-@pytest.fixture(params=["unnamed", "named"])
-def way(request, monkeypatch):
-    """With unnamed files, and as on file systems that have none."""
-    if request.param == "named":
-        monkeypatch.setattr(os, "O_TMPFILE", 1 << 30, raising=False)
-    return request.param
+from nemo_merge.checkpoints._journal import Journal
+from nemo_merge.checkpoints._pending import Layout, PendingFile, Slot, byte_sum
 
 
 def layout() -> Layout:
-    return Layout(24, {0: b"head", 20: b"tail"}, {"w": Slot(4, 16)})
+    return Layout(40, {0: b"head", 36: b"tail"}, {"v": Slot(4, 16), "w": Slot(20, 16)})
 
 
-def test_appears_at_publish_only(tmp_path, way):
-    file = PendingFile(tmp_path / "out", layout())
-    file.write("w", 0, torch.arange(1))
-    assert not (tmp_path / "out").exists()
-    assert len(list(tmp_path.iterdir())) == (1 if way == "named" else 0)
-    with pytest.raises(RuntimeError, match="not all tensors"):
-        file.publish()
-    file.discard()
-    assert not list(tmp_path.iterdir())
+V, W = torch.tensor([1, 2]), torch.tensor([3, 4])
 
 
-def test_content_and_permissions(tmp_path, way):
-    before = os.umask(0o027)
-    try:
-        file = PendingFile(tmp_path / "out", layout())
-        file.write("w", 0, torch.tensor([1]))
-        file.write("w", 1, torch.tensor([2]))
-        file.publish()
-    finally:
-        os.umask(before)
-    assert (tmp_path / "out").read_bytes() == b"head" + torch.tensor([1, 2]).numpy().tobytes() + b"tail"
-    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    file.discard()
-    assert (tmp_path / "out").exists()
+@pytest.fixture
+def start(tmp_path):
+    """Starts the file as a process does that finds what others left."""
+
+    def start() -> PendingFile:
+        return PendingFile(tmp_path / "out", layout(), Journal(tmp_path / "journal"), checksums=True)
+
+    return start
 
 
-def test_replaces_what_is_there(tmp_path, way):
-    (tmp_path / "out").write_text("old")
-    file = PendingFile(tmp_path / "out", Layout(3, {0: b"new"}))
-    assert (tmp_path / "out").read_text() == "old"
-    file.publish()
-    assert (tmp_path / "out").read_text() == "new"
+def test_content(start, tmp_path):
+    file = start()
+    file.write("w", 0, W[:1])
+    file.write("w", 1, W[1:])
+    with pytest.raises(RuntimeError, match="not all tensors were written: \\['v'\\]"):
+        file.sync()
+    file.write("v", 0, V)
+    file.sync()
+    expected = b"head" + V.numpy().tobytes() + W.numpy().tobytes() + b"tail"
+    assert (tmp_path / "out").read_bytes() == expected
+    assert file.checksums == {"v": zlib.crc32(V.numpy()), "w": zlib.crc32(W.numpy())}
 
 
-def test_blocks_must_come_in_order(tmp_path):
-    file = PendingFile(tmp_path / "out", layout())
+def test_blocks_must_come_in_order(start):
+    file = start()
     with pytest.raises(ValueError, match="in order"):
-        file.write("w", 1, torch.tensor([2]))
+        file.write("w", 1, W[1:])
     with pytest.raises(ValueError, match="fit its slot"):
         file.write("w", 0, torch.arange(3))
 
 
-def test_outputs_that_exist_or_have_no_folder(tmp_path):
-    (tmp_path / "there").touch()
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    check_output(tmp_path / "new", False)
-    check_output(tmp_path / "there", True)
-    for name in ("there", "dangling"):
-        with pytest.raises(OutputError, match="overwrite=true"):
-            check_output(tmp_path / name, False)
-    with pytest.raises(OutputError, match="create it first"):
-        check_output(tmp_path / "a" / "b", False)
+def test_finished_tensors_are_taken_up(start, tmp_path):
+    first = start()
+    first.write("v", 0, V)
+    first.write("w", 0, W[:1])  # not complete
+    first.append(b"what comes behind the tensors")
+    first.close()
+    second = start()
+    assert second.finished == {"v"}
+    second.write("w", 0, W)
+    second.sync()
+    assert (tmp_path / "out").read_bytes() == b"head" + V.numpy().tobytes() + W.numpy().tobytes() + b"tail"
+    assert second.checksums["v"] == zlib.crc32(V.numpy())
 
 
-@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
-@pytest.mark.parametrize("kind", ["folder", "file", "link", "nothing"])
-def test_a_folder_takes_the_place_of_anything(tmp_path, monkeypatch, exchange, kind):
-    if not exchange:
-        monkeypatch.setattr(_pending, "_exchange", lambda a, b: False)
-    target = tmp_path / "out"
-    if kind == "folder":
-        target.mkdir()
-        (target / "old").touch()
-    elif kind == "file":
-        target.touch()
-    elif kind == "link":
-        (tmp_path / "elsewhere").mkdir()
-        target.symlink_to(tmp_path / "elsewhere")
-    folder = _pending.PendingFolder(target)
-    folder.add("big", Layout(3, {0: b"big"}))
-    folder.publish({"small": b"small"})
-    assert sorted(path.name for path in target.iterdir()) == ["big", "small"]
-    assert not target.is_symlink()
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == (["elsewhere", "out"] if kind == "link" else ["out"])
+@pytest.mark.parametrize("damage", ["zeros", "cut", "journal cut", "journal torn"])
+def test_what_did_not_reach_the_disk_is_made_again(start, tmp_path, damage):
+    first = start()
+    first.write("v", 0, V)
+    first.write("w", 0, W)
+    first.close()
+    if damage == "zeros":
+        data = bytearray((tmp_path / "out").read_bytes())
+        data[4:20] = bytes(16)
+        (tmp_path / "out").write_bytes(data)
+    elif damage == "cut":
+        (tmp_path / "out").write_bytes((tmp_path / "out").read_bytes()[:26])
+    else:
+        lines = (tmp_path / "journal").read_text().splitlines()
+        torn = "" if damage == "journal cut" else lines[0][:-1]
+        (tmp_path / "journal").write_text(lines[1] + "\n" + torn)
+    second = start()
+    assert second.finished == (set() if damage == "cut" else {"w"})
+    second.write("v", 0, V)
+    second.close()
+    assert start().finished == ({"v"} if damage == "cut" else {"v", "w"})
 
 
-def test_what_killed_processes_of_this_machine_left_is_removed(tmp_path):
-    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    dead, node = done.stdout.strip(), platform.node()
-    gone = [f".m.nemo.{node}-{dead}.partial", f".m.nemo.{node}-{dead}-abc123.partial"]
-    kept = [
-        f".m.nemo.{node}-{os.getpid()}.partial",
-        f".m.nemo.elsewhere-{dead}.partial",
-        f".other.nemo.{node}-{dead}.partial",
-        f".m.nemo.{dead}.old",
-        "m.nemo.partial",
-    ]
-    for name in (*gone, *kept):
-        (tmp_path / name).write_text("x")
-    (tmp_path / gone[0]).unlink()
-    (tmp_path / gone[0]).mkdir()
-    ((tmp_path / gone[0]) / "model.safetensors").write_text("x")
-    check_output(tmp_path / "m.nemo", overwrite=False)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+@given(st.binary(max_size=100), st.lists(st.integers(0, 100), max_size=4))
+def test_sums_of_parts_add_up(data, cuts):
+    whole = byte_sum(memoryview(data))
+    places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    parts = [byte_sum(memoryview(data)[a:b], a) for a, b in itertools.pairwise(places)]
+    assert sum(parts) % 2**64 == whole
+    words = data + bytes(-len(data) % 8)
+    assert whole == sum(int.from_bytes(words[i : i + 8], "little") for i in range(0, len(words), 8)) % 2**64
+
+
+def test_a_sum_tells_pages_of_zeros():
+    data = bytearray(random.Random(0).randbytes(1 << 16))
+    before = byte_sum(memoryview(bytes(data)))
+    data[4096:8192] = bytes(4096)
+    assert byte_sum(memoryview(bytes(data))) != before

@@ -19,6 +19,7 @@ import torch
 
 from nemo_merge import merge, merge_state_dicts, open_checkpoint
 from nemo_merge.errors import OutputError
+from nemo_merge.methods.tsvm import Tsvm
 from tests.fixtures.models import same, write_huggingface, write_nemo
 
 
@@ -103,8 +104,8 @@ def test_a_read_only_folder(nemo_family, tmp_path):
         ("nemo", signal.SIGTERM, 2),
         ("huggingface", signal.SIGKILL, 3),
         ("huggingface", signal.SIGINT, 2),
-        pytest.param("nemo", signal.SIGKILL, 40, marks=pytest.mark.slow),
-        pytest.param("huggingface", signal.SIGKILL, 40, marks=pytest.mark.slow),
+        pytest.param("nemo", signal.SIGKILL, 100, marks=pytest.mark.slow),
+        pytest.param("huggingface", signal.SIGKILL, 100, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_merge_leaves_the_old_output_or_the_new_one(large_family, tmp_path, kind, sent, times):
@@ -114,6 +115,7 @@ def test_a_killed_merge_leaves_the_old_output_or_the_new_one(large_family, tmp_p
     output = tmp_path / "out"
     output.mkdir()
     merge(paths[0], paths[1:], "soup", output=output / "merged")
+    documents = {path.name for path in output.iterdir()}
     old, new = merge_state_dicts(base, experts, "soup"), merge_state_dicts(base, experts, "tsvm")
     random.seed(0)
     interrupted = 0
@@ -132,13 +134,53 @@ def test_a_killed_merge_leaves_the_old_output_or_the_new_one(large_family, tmp_p
         with open_checkpoint(output / "merged") as checkpoint:
             found = dict(checkpoint)
             assert same(found, old) or same(found, new)
-        left = {path.name for path in output.iterdir()} - {"merged"}
-        # A kill while the output gets its name can leave a hidden one, which the next merge removes.
-        assert all(re.fullmatch(rf"\.merged\..*-{process.pid}\.partial", name) for name in left)
-    merge(paths[0], paths[1:], "soup", output=output / "merged", overwrite=True)
-    assert [path.name for path in output.iterdir()] == ["merged"]
+        left = {path.name for path in output.iterdir()} - documents
+        assert all(re.fullmatch(r"\.merged\.(.*\.)?[0-9a-z_]+\.partial", name) for name in left)
+        if same(found, new):  # the next one starts from the old output again
+            merge(paths[0], paths[1:], "soup", output=output / "merged", overwrite=True)
+    merge(paths[0], paths[1:], "tsvm", output=output / "merged", overwrite=True)
+    with open_checkpoint(output / "merged") as checkpoint:
+        assert same(dict(checkpoint), new)
+    assert {path.name for path in output.iterdir()} - documents <= {
+        name for name in left if not re.fullmatch(r"\.merged\.[0-9a-f]{16}\.partial", name)
+    }
     if not interrupted:
         pytest.skip("this machine finished every merge before it was killed")
+
+
+@pytest.mark.parametrize("kind", ["nemo", "huggingface"])
+def test_a_second_run_takes_up_what_the_first_finished(large_family, tmp_path, monkeypatch, kind):
+    folder, base, experts = large_family
+    write = write_nemo if kind == "nemo" else write_huggingface
+    paths = [write(folder / f"{index}.{kind}", model) for index, model in enumerate((base, *experts))]
+    output = tmp_path / "out"
+    output.mkdir()
+    merge(paths[0], paths[1:], "tsvm", output=output / "whole")
+    made: list[str] = []
+    original = Tsvm.factors
+
+    def interrupt(self, deltas):
+        if len(made) == 10:
+            raise KeyboardInterrupt
+        made.append("a tensor")
+        return original(self, deltas)
+
+    monkeypatch.setattr(Tsvm, "factors", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        merge(paths[0], paths[1:], "tsvm", output=output / "merged", workers=1)
+    assert not (output / "merged").exists()
+    assert any(path.name.endswith(".partial") for path in output.iterdir())
+    made.clear()
+    monkeypatch.setattr(Tsvm, "factors", lambda self, deltas: made.append("a tensor") or original(self, deltas))
+    merge(paths[0], paths[1:], "tsvm", output=output / "merged")
+    assert len(made) == len(base) - 10
+    assert not any(path.name.endswith(".partial") for path in output.iterdir())
+    if kind == "nemo":
+        assert (output / "merged").read_bytes() == (output / "whole").read_bytes()
+    else:
+        for path in (output / "whole").iterdir():
+            if path.name != "README.md":  # it names the folder
+                assert path.read_bytes() == (output / "merged" / path.name).read_bytes()
 
 
 def test_an_error_in_the_middle_leaves_nothing(nemo_family, tmp_path, monkeypatch):
