@@ -158,6 +158,11 @@ def _grow_pieces(
             continue  # it lacks this language
         for piece in _pieces(donor, place).pieces:
             mine = known.get(piece.text) or found.setdefault(piece.text, piece)
+            if mine is piece and piece.kind in ("UNKNOWN", "BYTE"):
+                raise CheckpointError(
+                    f"{donor.path} ({'.'.join(place)}): piece {piece.text!r} is {piece.kind} and not in {shown}; the "
+                    "tokenizers cannot become one"
+                )
             if mine.kind != piece.kind:
                 raise CheckpointError(
                     f"{donor.path} ({'.'.join(place)}): piece {piece.text!r} is {piece.kind}, but {mine.kind} in "

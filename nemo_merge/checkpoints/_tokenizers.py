@@ -69,20 +69,13 @@ def grow(model: SentencePieces, new: Sequence[Piece], shown: str) -> SentencePie
     """The model with further pieces at its end, so that the place of every old piece stays.
 
     Pieces keep the scores of the model that they come from.
-
-    Raises:
-        CheckpointError: a second unknown piece, or bytes where the model has no byte fallback.
     """
-    for piece in new:
-        if piece.kind in ("UNKNOWN", "BYTE"):
-            raise CheckpointError(f"{shown}: cannot take a further {piece.kind.lower()} piece {piece.text!r}")
     module = _protobuf(shown)
     message = _parse(module, model.data, shown)
     kinds = module.ModelProto.SentencePiece.Type
     for piece in new:
         message.pieces.add(piece=piece.text, score=piece.score, type=kinds.Value(piece.kind))
     message.trainer_spec.vocab_size = len(message.pieces)
-    message.ClearField("self_test_data")  # segmentations that need not hold with more pieces
     return SentencePieces(message.SerializeToString(deterministic=True), (*model.pieces, *new), model.rules)
 
 

@@ -212,12 +212,12 @@ def _compare(
     missing, additional = theirs.lacks(mine), mine.lacks(theirs)
     if policy == "strict" and (missing or additional):
         parts = [
-            f"{len(tokens)} {what} ({named(tokens)})"
-            for tokens, what in ((missing, "tokens missing"), (additional, "tokens additional"))
+            f"{verb} {len(tokens)} {what}{'s' if len(tokens) > 1 else ''} ({named(tokens)})"
+            for tokens, verb, what in ((missing, "lacks", "token"), (additional, "has", "additional token"))
             if tokens
         ]
         problems.append(
-            f"{other.path}: its tokenizer differs from that of {template.path}: {', '.join(parts)}; pass "
+            f"{other.path}: its tokenizer differs from that of {template.path}: it {' and '.join(parts)}; pass "
             "vocabulary=base to keep the base's tokens, or vocabulary=union to add the experts'"
         )
         return
