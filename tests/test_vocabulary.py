@@ -63,6 +63,14 @@ def test_a_long_list_of_tokens_is_cut():
     assert named(vocabulary(*"abcdefg").tokens) == "'a', 'b', 'c', 'd', 'e' and 2 more"
 
 
+def test_tokens_beyond_the_rows_have_none():
+    """wav2vec 2.0 adds <s> and </s> behind the numbers that it has outputs for."""
+    shapes = {"lm_head.weight": (8, 4)}
+    ((_, extra),) = tables_of(shapes, 10, {"vocab_size": 8}).values()
+    assert extra == -2
+    assert with_extra(vocabulary(*"abcd").tokens, -2) == vocabulary("a", "b").tokens
+
+
 def test_rows_after_the_tokens_are_told_apart_by_place():
     a, b = with_extra(vocabulary("a").tokens, 2), with_extra(vocabulary("a", "b").tokens, 3)
     assert rows_of(b, a) == [0, -1, 1, 2, -1]

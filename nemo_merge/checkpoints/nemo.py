@@ -11,7 +11,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import IO, Any
@@ -112,7 +112,7 @@ class NemoCheckpoint(Checkpoint):
             member for member in self._others if PurePosixPath(member.name).name not in lost | other._added.keys()
         ]
         other.config_text = text
-        other.metadata = dataclasses.replace(self.metadata, config=config)
+        other.metadata = dataclasses.replace(self.metadata, config=config, tokenizers=_digests(config, other.artefact))
         return other
 
     def _plain_tar(self) -> Path:
@@ -145,21 +145,13 @@ class NemoCheckpoint(Checkpoint):
     def _read_metadata(self, tar: tarfile.TarFile) -> Metadata:
         config = load(self.config_text, f"{self.path} ({CONFIG})")
         artefacts = {PurePosixPath(member.name).name: member for member in self._others}
-        digests: dict[str, str] = {}
-        for place, value in _strings(config):
-            if value.startswith("nemo:") and "tokenizer" in place:
-                member = artefacts.get(value.removeprefix("nemo:"))
-                if member is None:
-                    raise CheckpointError(
-                        f"{self.path}: its configuration names {value} ({place}), which is not in the file"
-                    )
-                digests[place] = hashlib.sha256(_read_member(tar, member, self.path, member.size)).hexdigest()[:16]
-        for place in ("labels", "decoder.vocabulary", "joint.vocabulary"):
-            labels: Any = config
-            for key in place.split("."):
-                labels = labels.get(key) if isinstance(labels, dict) else None
-            if isinstance(labels, list) and not digests:
-                digests[place] = hashlib.sha256("\0".join(map(str, labels)).encode()).hexdigest()[:16]
+
+        def read(name: str) -> bytes:
+            if name not in artefacts:
+                raise CheckpointError(f"{self.path}: its configuration names nemo:{name}, which is not in the file")
+            return _read_member(tar, artefacts[name], self.path, artefacts[name].size)
+
+        digests = _digests(config, read)
         provenance = config.get(PROVENANCE_KEY)
         return Metadata(
             "nemo", config.get("target"), config, digests, provenance if isinstance(provenance, dict) else None
@@ -287,6 +279,22 @@ def _strings(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
             yield from _strings(value, f"{place}.{index}")
     elif isinstance(node, str):
         yield place, node
+
+
+def _digests(config: dict[str, Any], read: Callable[[str], bytes]) -> dict[str, str]:
+    """Digests of the tokenizer's files by their places in the configuration, or of the labels."""
+    digests = {
+        place: hashlib.sha256(read(value.removeprefix("nemo:"))).hexdigest()[:16]
+        for place, value in _strings(config)
+        if value.startswith("nemo:") and "tokenizer" in place
+    }
+    for place in ("labels", "decoder.vocabulary", "joint.vocabulary"):
+        labels: Any = config
+        for key in place.split("."):
+            labels = labels.get(key) if isinstance(labels, dict) else None
+        if isinstance(labels, list) and not digests:
+            digests[place] = hashlib.sha256("\0".join(map(str, labels)).encode()).hexdigest()[:16]
+    return digests
 
 
 def _packed(config: Mapping[str, Any]) -> set[str]:
