@@ -11,8 +11,10 @@ from typing import Any
 from .. import methods
 from ..errors import ConfigError, OutputError
 from ..methods import Method
-from .api import MergeReport, Options, Rules, Source, Then, merge_variants
-from .plan import BatchNorm
+from .api import MergeReport, Options, merge_variants
+from .inputs import Source
+from .plan import BatchNorm, Rules, Then
+from .ranks import ALONE, Ranks
 from .vocabulary import VocabularyPolicy
 
 
@@ -29,8 +31,10 @@ def sweep(
     batch_norm: BatchNorm = "average",
     dtype: str | None = None,
     vocabulary: VocabularyPolicy = "strict",
+    device: str = "cpu",
     workers: int | None = None,
     progress: bool | None = None,
+    ranks: Ranks = ALONE,
     **parameters: Any,
 ) -> list[MergeReport]:
     """Merges once for every combination of values, computing what they share once.
@@ -54,8 +58,10 @@ def sweep(
         batch_norm: what happens to running statistics.
         dtype: type of the merged weights.
         vocabulary: what happens when the inputs' tokens differ.
+        device: where spectral methods factorise.
         workers: threads.
         progress: show a progress bar.
+        ranks: the processes that share the work, see :func:`~nemo_merge.merging.ranks.ranks_of_torchrun`.
         **parameters: further parameters of the method, the same for all.
 
     Raises:
@@ -71,7 +77,18 @@ def sweep(
     first = base if base is not None else experts[0]
     suffix = ".nemo" if str(getattr(first, "path", first)).endswith(".nemo") else ""
     outputs = {folder / f"{label}{suffix}": variant for label, variant in variants.items()}
-    options = Options(overwrite, rules, then, batch_norm, dtype, vocabulary, workers, progress)
+    options = Options(
+        rules=rules,
+        then=then,
+        batch_norm=batch_norm,
+        dtype=dtype,
+        vocabulary=vocabulary,
+        device=device,
+        workers=workers,
+        overwrite=overwrite,
+        progress=progress,
+        ranks=ranks,
+    )
     return merge_variants(base, experts, outputs, options)
 
 

@@ -19,11 +19,14 @@ from ..methods.emr import Emr
 from ..tensors import NEVER_MERGED, Role, depths_of, role_of
 from .checks import compare_headers
 from .parallel import default_workers, single_threaded_torch
+from .ranks import ALONE, Ranks
 from .rules import Rule, parse_rules
 from .scan import Scan, scan_tensor
 from .vocabulary import Alignment, VocabularyPolicy, align
 
 BatchNorm = Literal["average", "pooled", "base"]
+Rules = Sequence[Rule | Mapping[str, Any]]
+Then = Sequence[PostProcessor | Mapping[str, Any] | str]
 _SHOWN = 5  # tensors named in a message; the rest is counted
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -41,6 +44,19 @@ class Treatment(StrEnum):
     """Variance by the law of total variance, from the experts' means and variances."""
     COPY = "copy"
     """Taken from the base as it is."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What :func:`plan_merge` takes beside inputs and method; see there."""
+
+    rules: Rules = ()
+    then: Then = ()
+    batch_norm: BatchNorm = "average"
+    dtype: str | None = None
+    device: str = "cpu"
+    workers: int | None = None
+    vocabulary: VocabularyPolicy = "strict"
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ class MergePlan:
         rows: one per tensor, in the order of the template; tied names are left out.
         ties: names that share another tensor's data, with the name that owns it.
         warnings: what the user should know.
-        batch_norm, dtype: the options of :func:`plan_merge`.
+        batch_norm, dtype, device: the options of :func:`plan_merge`.
         alignment: how the tokens of the inputs were brought together; None when all have the same rows.
     """
 
@@ -85,6 +101,7 @@ class MergePlan:
     warnings: Sequence[str] = ()
     batch_norm: BatchNorm = "average"
     dtype: torch.dtype | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     alignment: Alignment | None = None
 
     @property
@@ -111,11 +128,12 @@ def plan_merge(
     experts: Sequence[Checkpoint],
     method: Method,
     *,
-    rules: Sequence[Rule | Mapping[str, Any]] = (),
-    then: Sequence[PostProcessor | Mapping[str, Any] | str] = (),
+    rules: Rules = (),
+    then: Then = (),
     batch_norm: BatchNorm = "average",
     dtype: str | None = None,
     vocabulary: VocabularyPolicy = "strict",
+    device: str = "cpu",
     workers: int | None = None,
 ) -> MergePlan:
     """Plans a merge: reads headers and values, decides, and reports all problems at once.
@@ -132,6 +150,7 @@ def plan_merge(
         vocabulary: what happens when the inputs' tokens differ. Rows of the output layer and embeddings are aligned by
             token in any case. ``strict`` wants the same tokens, in any order; ``base`` keeps the base's and drops
             others; ``union`` adds the experts' tokens, whose rows are the mean over the experts that have them.
+        device: where the factorisations of spectral methods run: ``cpu``, ``cuda``, ``cuda:1``.
         workers: threads; the number of cores by default.
 
     Raises:
@@ -140,46 +159,37 @@ def plan_merge(
             match nothing.
         ConfigError: an option that does not exist, or another number of weights than experts.
     """
-    return plan_variants(
-        base,
-        experts,
-        [method],
-        rules=rules,
-        then=then,
-        batch_norm=batch_norm,
-        dtype=dtype,
-        vocabulary=vocabulary,
-        workers=workers,
-    )[0]
+    options = PlanOptions(rules, then, batch_norm, dtype, device, workers, vocabulary)
+    return plan_variants(base, experts, [method], options)[0]
 
 
 def plan_variants(
     base: Checkpoint | None,
     experts: Sequence[Checkpoint],
     variants: Sequence[Method],
-    *,
-    rules: Sequence[Rule | Mapping[str, Any]] = (),
-    then: Sequence[PostProcessor | Mapping[str, Any] | str] = (),
-    batch_norm: BatchNorm = "average",
-    dtype: str | None = None,
-    vocabulary: VocabularyPolicy = "strict",
-    workers: int | None = None,
+    options: PlanOptions,
+    ranks: Ranks = ALONE,
 ) -> list[MergePlan]:
-    """One plan for each of several methods, reading the inputs once; arguments and errors as in :func:`plan_merge`."""
+    """One plan for each of several methods, reading the inputs once; errors as in :func:`plan_merge`.
+
+    Several ``ranks`` share the reading of values.
+    """
+    batch_norm, dtype = options.batch_norm, options.dtype
+    device = _device(options.device)
     if batch_norm not in get_args(BatchNorm):
         raise ConfigError(
             f"batch_norm={batch_norm!r} does not exist{did_you_mean(str(batch_norm), get_args(BatchNorm))}"
         )
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r} does not exist{did_you_mean(str(dtype), DTYPES)}")
-    if vocabulary not in get_args(VocabularyPolicy):
+    if options.vocabulary not in get_args(VocabularyPolicy):
+        known = get_args(VocabularyPolicy)
         raise ConfigError(
-            f"vocabulary={vocabulary!r} does not exist{did_you_mean(str(vocabulary), get_args(VocabularyPolicy))}"
+            f"vocabulary={options.vocabulary!r} does not exist{did_you_mean(str(options.vocabulary), known)}"
         )
-    if isinstance(then, (str, Mapping)):
-        then = [then]
+    then = [options.then] if isinstance(options.then, (str, Mapping)) else options.then
     posts = [_post(value) for value in then]
-    parsed = [parse_rules(rules, method, len(experts)) for method in variants]
+    parsed = [parse_rules(options.rules, method, len(experts)) for method in variants]
     used = [*variants, *(rule.method for some in parsed for rule in some if rule.method is not None)]
     problems = list(dict.fromkeys(problem for method in used for problem in _check_counts(base, experts, method)))
     if problems:
@@ -187,14 +197,14 @@ def plan_variants(
     for method in used:
         method.resolved_weights(len(experts))
     warnings: list[str] = []
-    aligned = align(base, experts, vocabulary, problems, warnings)
+    aligned = align(base, experts, options.vocabulary, problems, warnings)
     base, experts = aligned.base, aligned.experts
     if aligned.alignment is not None and aligned.alignment.added and any(isinstance(method, Emr) for method in used):
         problems.append("emr needs the base beside its package, so the vocabulary cannot grow; pass vocabulary=base")
     template = base if base is not None else experts[0]
     others = experts if base is not None else experts[1:]
     compare_headers(template, others, problems, warnings, aligned.unaligned)
-    scans = _scan(template, experts, workers)
+    scans = _scan(template, experts, options.workers, ranks)
     for scan in scans.values():
         problems.extend(scan.problems)
     roles = {name: role_of(name, template.specs[name].shape, template.specs[name].dtype) for name in scans}
@@ -226,6 +236,7 @@ def plan_variants(
                 warnings,
                 batch_norm,
                 DTYPES[dtype] if dtype else None,
+                device,
                 aligned.alignment,
             )
         )
@@ -267,11 +278,25 @@ def _check_rules(rules: Sequence[Rule], roles: Mapping[str, Role], warnings: lis
         warnings.append(f"{len(left)} tensors match no rule and are merged by {main.name}: {shown}")
 
 
-def _scan(template: Checkpoint, experts: Sequence[Checkpoint], workers: int | None) -> dict[str, Scan]:
+def _scan(template: Checkpoint, experts: Sequence[Checkpoint], workers: int | None, ranks: Ranks) -> dict[str, Scan]:
     names = [name for name in template.specs if name not in template.ties]
+    mine = ranks.mine(names, lambda name: template.specs[name].nbytes)
     with single_threaded_torch(), ThreadPoolExecutor(workers or default_workers()) as pool:
-        results = pool.map(lambda name: scan_tensor(name, template, experts), names)
-        return dict(zip(names, results, strict=True))
+        own = dict(zip(mine, pool.map(lambda name: scan_tensor(name, template, experts), mine), strict=True))
+    found = {name: scan for part in ranks.all(own) for name, scan in part.items()}
+    return {name: found[name] for name in names}
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name!r} does not exist; known: cpu, cuda, cuda:0, ...") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"device={name}: PyTorch finds no such GPU on this machine; leave device out to use the CPU")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name}: factorisations need float64, which only cpu and cuda have")
+    return device
 
 
 def _decide(

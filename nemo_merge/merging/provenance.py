@@ -19,6 +19,7 @@ from .. import __version__
 from ..checkpoints import Checkpoint
 from ..methods import Method
 from .plan import MergePlan, Treatment
+from .ranks import ALONE, Ranks
 from .rules import BASE, Rule
 
 Digests = Mapping[str, Mapping[str, str]]
@@ -63,6 +64,7 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
         "batch_norm": plan.batch_norm,
         "dtype": str(plan.dtype).removeprefix("torch.") if plan.dtype else None,
         **({"vocabulary": plan.alignment.record()} if plan.alignment is not None else {}),
+        "device": plan.device.type,
     }
     entries = plain(entries)
     return {
@@ -91,6 +93,8 @@ def command(entries: Mapping[str, Any], method: Method) -> str:
         words.append(f"dtype={entries['dtype']}")
     if (policy := entries.get("vocabulary", {}).get("policy", "strict")) != "strict":
         words.append(f"vocabulary={policy}")
+    if entries["device"] != "cpu":
+        words.append(f"device={entries['device']}")
     return shlex.join(["nemo-merge", "merge", *words, "output=OUTPUT"])
 
 
@@ -100,17 +104,23 @@ def plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def hashing(inputs: Sequence[Checkpoint]) -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
+def hashing(inputs: Sequence[Checkpoint], ranks: Ranks = ALONE) -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
     """Hashes the inputs in another thread, beside whatever the caller does; the value waits for the digests.
 
-    Leaving it early, because of an error, gives up.
+    Several ranks share the files. Leaving it early, because of an error, gives up.
     """
     stop = threading.Event()
     unique = {str(item.path): item for item in inputs}
+    mine = list(unique)[ranks.rank :: ranks.count]
     with ThreadPoolExecutor(1, thread_name_prefix="nemo_merge-sha256") as pool:
-        futures = {path: pool.submit(item.sha256, stop) for path, item in unique.items()}
+        futures = {path: pool.submit(unique[path].sha256, stop) for path in mine}
+
+        def digests() -> dict[str, dict[str, str]]:
+            own = {path: future.result() for path, future in futures.items()}
+            return {path: digest for part in ranks.all(own) for path, digest in part.items()}
+
         try:
-            yield lambda: {path: future.result() for path, future in futures.items()}
+            yield digests
         finally:
             stop.set()
 

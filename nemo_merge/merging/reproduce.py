@@ -101,6 +101,7 @@ def reproduce(
             batch_norm=record["batch_norm"],
             dtype=record["dtype"],
             vocabulary=record.get("vocabulary", {}).get("policy", "strict"),
+            device=record.get("device", "cpu"),
             workers=workers,
             as_recorded=as_recorded,
         )
