@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -124,24 +124,27 @@ def align(
         return untouched
     # An expert whose tokens cannot be told, but that was let pass, is taken to have the template's.
     theirs = [vocabularies.get(id(other), mine) for other in others]
+    wanted = mine
     for other, vocabulary in zip(others, theirs, strict=True):
-        _compare(template, mine, other, vocabulary, policy, problems, warnings)
-    wanted = union(mine, theirs) if policy == "union" else mine
+        _compare(template, wanted, other, vocabulary, policy, problems, warnings)
+        if policy == "union":
+            wanted = union(wanted, [vocabulary])
     if len(problems) > found:
         return Aligned(base, experts, None, _table_names(template, mine))
     if all(vocabulary.tokens == wanted.tokens for vocabulary in [mine, *theirs]):
         return untouched
     dropped = dict.fromkeys(token for vocabulary in theirs for token in wanted.lacks(vocabulary))
     if dropped:
+        count = f"{len(dropped)} tokens of experts are" if len(dropped) > 1 else "1 token of experts is"
         warnings.append(
-            f"{len(dropped)} tokens of experts are not in {template.path} and are dropped: {named(list(dropped))}; "
-            "vocabulary=union would keep them"
+            f"{count} not in {template.path} and dropped: {named(list(dropped))}; vocabulary=union would keep them"
         )
     try:
         tables = [
             _tables(checkpoint, vocabulary)
             for checkpoint, vocabulary in zip([template, *others], [mine, *theirs], strict=True)
         ]
+        _compare_tables(template, tables[0], others, tables[1:])
         grown = template if wanted.tokens == mine.tokens else template.with_vocabulary(wanted, others)
     except CheckpointError as error:
         problems.append(str(error))
@@ -172,7 +175,7 @@ def _read(
         else:
             found[id(checkpoint)] = vocabulary
     mine = template.metadata.tokenizers
-    for other in others:
+    for other in {id(other): other for other in others}.values():
         theirs = other.metadata.tokenizers
         if theirs == mine:
             continue
@@ -209,6 +212,7 @@ def _compare(
     problems: list[str],
     warnings: list[str],
 ) -> None:
+    """Compares an expert's tokens with the template's; for a union ``mine`` holds those of earlier experts too."""
     missing, additional = theirs.lacks(mine), mine.lacks(theirs)
     if policy == "strict" and (missing or additional):
         parts = [
@@ -229,8 +233,8 @@ def _compare(
         )
     elif different:
         warnings.append(
-            f"{other.path}: its tokenizer has the tokens of {template.path}, but {'; '.join(different)}; the output "
-            f"keeps that of {template.path}"
+            f"{other.path}: its tokenizer makes tokens by other rules than that of {template.path}, which is kept: "
+            f"{'; '.join(different)}"
         )
 
 
@@ -240,6 +244,22 @@ def _tables(checkpoint: Checkpoint, vocabulary: Vocabulary) -> dict[str, tuple[T
         return tables_of(shapes, len(vocabulary), checkpoint.metadata.config)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: its rows cannot be aligned by token: {error}") from error
+
+
+def _compare_tables(
+    template: Checkpoint,
+    mine: Mapping[str, tuple[TableKind, int]],
+    others: Sequence[Checkpoint],
+    tables: Sequence[Mapping[str, tuple[TableKind, int]]],
+) -> None:
+    """Raises if what follows the tokens is not the same: no rows of durations, say, are dropped in silence."""
+    for other, theirs in zip(others, tables, strict=True):
+        for name, (kind, extra) in mine.items():
+            if kind.extra is not None and name in theirs and theirs[name][1] != extra:
+                raise CheckpointError(
+                    f"{other.path}: tensor {name!r} has {theirs[name][1]} rows after those of the tokens, but {extra} "
+                    f"in {template.path}: blank, durations or padding differ"
+                )
 
 
 def _table_names(checkpoint: Checkpoint, vocabulary: Vocabulary) -> frozenset[str]:
@@ -263,9 +283,9 @@ def _wrap(
     maps: dict[int, dict[str, tuple[AlignedTable, Tensor]]] = {index: {} for index in range(len(inputs))}
     tables: dict[str, AlignedTable] = {}
     for name, (kind, extra) in models[id(template)][1].items():
-        holders = [index for index, item in enumerate(inputs) if name in models[id(item)][1]]
-        if len(holders) < len(inputs):
-            continue  # missing in one of them, which is reported by name
+        inner = template.specs[name].shape[1:]
+        if any(name not in models[id(item)][1] or item.specs[name].shape[1:] != inner for item in inputs):
+            continue  # missing or of another width in one of them, which is reported when names and shapes are compared
         target = with_extra(wanted.tokens, kind.extra_rows(len(wanted), extra))
         rows = [
             torch.tensor(rows_of(target, with_extra(models[id(item)][0].tokens, models[id(item)][1][name][1])))
@@ -281,5 +301,5 @@ def _wrap(
     wrapped: list[Checkpoint] = [
         AlignedCheckpoint(grown if item is template else item, maps[index], like) for index, item in enumerate(inputs)
     ]
-    alignment = Alignment(alignment.policy, alignment.tokens, alignment.added, alignment.dropped, tables)
+    alignment = replace(alignment, tables=tables)
     return Aligned(None, wrapped, alignment) if base is None else Aligned(wrapped[0], wrapped[1:], alignment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 
@@ -15,8 +16,9 @@ from nemo_merge import merge, methods, open_checkpoint, plan_merge, sweep
 from nemo_merge.cli import cli
 from nemo_merge.errors import CheckpointError, ConfigError, PlanError
 from nemo_merge.merging.reproduce import reproduce
-from tests.fixtures.models import write_huggingface
+from tests.fixtures.models import write_huggingface, write_nemo
 from tests.fixtures.vocabularies import config_of, flat, model, sentencepiece_model, tensors
+from tests.fixtures.vocabularies import rows as rows_by_token
 
 sentencepiece = pytest.importorskip("sentencepiece")
 
@@ -114,8 +116,8 @@ def test_a_base_policy_keeps_the_file_of_the_base(tmp_path):
     base = model(tmp_path / "base.nemo", "abc")
     expert = model(tmp_path / "expert.nemo", "dcb", 1)
     report = merge(base, [expert], "soup", output=tmp_path / "out.nemo", vocabulary="base")
-    assert "1 tokens of experts are not in" in report.warnings[0]
-    assert "are dropped: 'd'" in report.warnings[0]
+    assert "1 token of experts is not in" in report.warnings[0]
+    assert "dropped: 'd'" in report.warnings[0]
     found, _ = table(tmp_path / "out.nemo")
     theirs, mine = table(expert)[0], table(base)[0]
     assert list(found) == list("abc")
@@ -292,8 +294,6 @@ def test_every_output_of_a_sweep_has_its_own_weights(tmp_path):
 
 def test_types_of_weights_may_differ(tmp_path):
     config, _ = config_of("ab")
-    from tests.fixtures.models import write_nemo
-
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors("ab", 0).items()}
     base = write_nemo(tmp_path / "base.nemo", half, config)
     expert = model(tmp_path / "expert.nemo", "bxa", 1)
@@ -318,8 +318,6 @@ REFUSED = {
 
 @pytest.mark.parametrize(("mine", "theirs", "options", "expected"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_brought_together(mine, theirs, options, expected, tmp_path):
-    from tests.fixtures.models import write_nemo
-
     base = model(tmp_path / "base.nemo", mine)
     config, artefacts = config_of(theirs)
     if options:
@@ -337,8 +335,6 @@ def test_what_cannot_be_brought_together(mine, theirs, options, expected, tmp_pa
 
 
 def test_another_way_from_text_to_the_same_tokens_is_worth_a_warning(tmp_path):
-    from tests.fixtures.models import write_nemo
-
     base = model(tmp_path / "base.nemo", PIECES)
     config, artefacts = config_of(PIECES)
     artefacts["one_tokenizer.model"] = sentencepiece_model(PIECES, normaliser="identity")
@@ -349,8 +345,6 @@ def test_another_way_from_text_to_the_same_tokens_is_worth_a_warning(tmp_path):
 
 
 def test_sizes_that_do_not_fit_are_an_error(tmp_path):
-    from tests.fixtures.models import write_nemo
-
     base = model(tmp_path / "base.nemo", "ab")
     config, _ = config_of("abc")
     expert = write_nemo(tmp_path / "expert.nemo", tensors("abcd", 1), config)
@@ -361,14 +355,53 @@ def test_sizes_that_do_not_fit_are_an_error(tmp_path):
 
 
 def test_a_configuration_that_contradicts_itself(tmp_path):
-    from tests.fixtures.models import write_nemo
-
     base = model(tmp_path / "base.nemo", "ab")
     config, _ = config_of("bc")
     config["labels"] = ["b", "d"]
     expert = write_nemo(tmp_path / "expert.nemo", tensors("bc", 1), config)
     with pytest.raises(PlanError, match=r"other tokens in decoder\.vocabulary than in labels"):
         merge(base, [expert], "soup", output=tmp_path / "out.nemo", vocabulary="union")
+
+
+def test_rows_after_the_tokens_must_mean_the_same(tmp_path):
+    base, expert = model(tmp_path / "base.nemo", "ab", 0, "rnnt"), model(tmp_path / "expert.nemo", "abc", 1, "tdt")
+    with pytest.raises(
+        PlanError, match=r"'joint\.joint_net\.2\.weight' has 4 rows after those of the tokens, but 1 in"
+    ):
+        merge(base, [expert], "soup", output=tmp_path / "out.nemo", vocabulary="base")
+
+
+def test_another_width_is_reported_as_such(tmp_path):
+    base = model(tmp_path / "base.nemo", "ab")
+    weights = tensors("abc", 1)
+    weights["decoder.decoder_layers.0.weight"] = torch.ones(4, 5, 1)
+    expert = write_nemo(tmp_path / "expert.nemo", weights, config_of("abc")[0])
+    with pytest.raises(PlanError, match=r"'decoder\.decoder_layers\.0\.weight' is \[4, 5, 1\] instead of \[3, 12, 1\]"):
+        merge(base, [expert], "soup", output=tmp_path / "out.nemo", vocabulary="union")
+
+
+def test_experts_that_bring_one_language_by_different_rules(tmp_path):
+    base = model(tmp_path / "base.nemo", {"pt": ["<unk>", "a"]})
+    first = model(tmp_path / "first.nemo", {"pt": ["<unk>", "a"], "es": ["<unk>", "b"]}, 1)
+    tokens = {"pt": ["<unk>", "a"], "es": ["<unk>", "c"]}
+    config, artefacts = config_of(tokens)
+    artefacts["es_tokenizer.model"] = sentencepiece_model(tokens["es"], normaliser="identity")
+    second = write_nemo(tmp_path / "second.nemo", tensors(flat(tokens), 2), config, artefacts)
+    with pytest.raises(
+        PlanError, match=r"second\.nemo: its tokenizer cannot be united .* normalisation of es is identity"
+    ):
+        merge(base, [first, second], "soup", output=tmp_path / "out.nemo", vocabulary="union")
+
+
+def test_an_expert_under_other_names_and_twice(tmp_path):
+    """What a wrapper of a model put before its names does not hide the tokens."""
+    base, plain = model(tmp_path / "base.nemo", PIECES), model(tmp_path / "plain.nemo", [*PIECES, "x"], 1)
+    config, artefacts = config_of([*PIECES, "x"])
+    wrapped = {f"module.{name}": value for name, value in tensors([*PIECES, "x"], 1).items()}
+    other = write_nemo(tmp_path / "wrapped.nemo", wrapped, config, artefacts)
+    merge(base, [plain, plain], "ties", output=tmp_path / "a.nemo", vocabulary="union")
+    merge(base, [other, other], "ties", output=tmp_path / "b.nemo", vocabulary="union")
+    assert same_tensors(tmp_path / "a.nemo", tmp_path / "b.nemo")
 
 
 def test_emr_cannot_grow(tmp_path):
@@ -418,17 +451,13 @@ class TestHuggingFace:
 
     @staticmethod
     def folder(path, tokens, seed, rows=None, added=()):
-        import json
-
         names = [*tokens, *added]
         count = rows or len(names)
         padded = [*names, *(f"after {place}" for place in range(count - len(names)))]
         state = tensors(padded, seed)
         state = {name: value for name, value in state.items() if not name.startswith("decoder")}
-        from tests.fixtures.vocabularies import rows as make
-
-        state["model.decoder.embed_tokens.weight"] = make(padded, seed, "embed", 8)
-        state["model.decoder.embed_positions.weight"] = make(["p", "q"], seed, "positions", 8)
+        state["model.decoder.embed_tokens.weight"] = rows_by_token(padded, seed, "embed", 8)
+        state["model.decoder.embed_positions.weight"] = rows_by_token(["p", "q"], seed, "positions", 8)
         write_huggingface(path, state)
         (path / "tokenizer.json").unlink()
         (path / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
@@ -458,8 +487,6 @@ class TestHuggingFace:
             merge(base, [expert], "soup", output=tmp_path / "union", vocabulary="union")
 
     def test_one_tokenizer_file_says_what_several_say(self, tmp_path):
-        import json
-
         base = self.folder(tmp_path / "base", ["a", "b"], 0, None, ["<|pt|>"])
         expert = self.folder(tmp_path / "expert", ["a", "b"], 1, None, ["<|pt|>"])
         for name in ("vocab.json", "added_tokens.json"):
