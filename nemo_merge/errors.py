@@ -22,6 +22,10 @@ class CheckpointError(NemoMergeError):
     """A checkpoint that cannot be read: missing, damaged, unsafe or of an unknown format."""
 
 
+class AudioError(NemoMergeError):
+    """Audio that cannot be used: missing, damaged, too short or of an unknown format."""
+
+
 class OutputError(NemoMergeError):
     """An output that cannot be written: it exists, the disk is full, the folder is read-only."""
 

@@ -27,7 +27,8 @@ def command(arguments: tuple[str, ...]) -> None:
     rules=[...]       other settings for some tensors: {match: REGEX} or {group: encoder} with method, scale, weights
     then=[lines]      post-processors of what the method gives
     overwrite=true    replace an output that exists          [false]
-    batch_norm=WORD   average, pooled or base                [average]
+    batch_norm=WORD   average, pooled, base or recalibrate   [average]
+    audio=PATH        for recalibrate: manifest, cuts or folder of unlabelled audio
     dtype=TYPE        float32, float16, bfloat16, float64    [the base's]
     vocabulary=WORD   strict, base or union, where tokens differ   [strict]
     device=cuda       factorise on the GPU                   [cpu]

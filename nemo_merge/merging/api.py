@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ from ..methods.emr import Emr
 from .card import model_card
 from .distributed import ShardWriter, gather, share_of
 from .emr import EmrPackage, package_path
-from .engine import ROUNDING_WARNING, Execution, Progress, execute, execute_variants
+from .engine import ROUNDING_WARNING, Execution, execute, execute_variants
 from .inputs import Source, open_inputs
 from .plan import BatchNorm, MergePlan, PlanOptions, Rules, Then, plan_merge, plan_variants
+from .progress import Progress, bar
 from .provenance import hashing, record
 from .ranks import ALONE, Ranks
+from .recalibration import Audio, Recalibration, alone
 from .vocabulary import VocabularyPolicy
 
 logger = logging.getLogger("nemo_merge")
@@ -69,6 +71,7 @@ def merge(
     rules: Rules = (),
     then: Then = (),
     batch_norm: BatchNorm = "average",
+    audio: Audio | None = None,
     dtype: str | None = None,
     vocabulary: VocabularyPolicy = "strict",
     device: str = "cpu",
@@ -90,7 +93,9 @@ def merge(
         overwrite: replace an output that exists.
         rules: other settings for some tensors, see :func:`~nemo_merge.merging.rules.parse_rules`.
         then: post-processors of the merged task vectors, in order (``nemo_merge.methods.post_names()``).
-        batch_norm: ``average``, ``pooled`` or ``base``, see :func:`~nemo_merge.merging.plan.plan_merge`.
+        batch_norm: ``average``, ``pooled``, ``base`` or ``recalibrate``, see
+            :func:`~nemo_merge.merging.plan.plan_merge`.
+        audio: unlabelled audio for ``batch_norm="recalibrate"``, see there; needs NeMo.
         dtype: type of the merged weights; the base's by default.
         vocabulary: ``strict``, ``base`` or ``union`` where the inputs' tokens differ, see
             :func:`~nemo_merge.merging.plan.plan_merge`.
@@ -112,6 +117,7 @@ def merge(
         rules=rules,
         then=then,
         batch_norm=batch_norm,
+        audio=audio,
         dtype=dtype,
         vocabulary=vocabulary,
         device=device,
@@ -151,6 +157,7 @@ def merge_variants(
     """
     started = time.monotonic()
     ranks = options.ranks
+    alone(options.batch_norm, ranks.count)
     with ExitStack() as stack:
         with ranks.together():
             for target in variants:
@@ -164,12 +171,15 @@ def merge_variants(
         with ranks.together():
             plans = plan_variants(base_checkpoint, expert_checkpoints, list(variants.values()), options, ranks)
         records = [options.as_recorded(record(plan, digests())) for plan in plans]
-        writers, executions = _write(variants, plans, records, options, stack)
+        again = stack.enter_context(Recalibration(plans, list(variants), records)) if plans[0].audio else None
+        writers, executions = _write(again.merged if again else list(variants), plans, records, options, stack)
         packages = [
             stack.enter_context(EmrPackage(package_path(target), plan))
             for target, plan in zip(variants, plans, strict=True)
             if isinstance(plan.method, Emr) and ranks.first
         ]
+        if again is not None:
+            writers = again.finish(writers, overwrite=options.overwrite, workers=options.workers)
         warnings = [
             tuple([*plan.warnings, *_rounding_warnings(execution)])
             for plan, execution in zip(plans, executions, strict=True)
@@ -188,7 +198,7 @@ def merge_variants(
 
 
 def _write(
-    variants: Mapping[Path, Method],
+    targets: Sequence[Path],
     plans: Sequence[MergePlan],
     records: Sequence[dict[str, Any]],
     options: Options,
@@ -202,13 +212,13 @@ def _write(
         if ranks.first:
             writers = [
                 stack.enter_context(plan.template.writer(target, plan.output_specs, known, overwrite=options.overwrite))
-                for target, plan, known in zip(variants, plans, records, strict=True)
+                for target, plan, known in zip(targets, plans, records, strict=True)
             ]
         own = share_of(plans[0], ranks) if ranks.count > 1 else None
         if own is not None:
             shards = [
                 stack.enter_context(ShardWriter(ranks, target, {name: plan.output_specs[name] for name in own}, known))
-                for target, plan, known in zip(variants, plans, records, strict=True)
+                for target, plan, known in zip(targets, plans, records, strict=True)
             ]
         with _bar(plans, options.progress if ranks.first else False, own) as advance:
             executions = execute_variants(plans, shards or writers, workers=options.workers, progress=advance, only=own)
@@ -216,7 +226,7 @@ def _write(
             shard.commit()
     if ranks.count > 1:
         with ranks.together():
-            for target, known, writer in zip(variants, records, writers, strict=False):
+            for target, known, writer in zip(targets, records, writers, strict=False):
                 gather(target, ranks, known, writer)
         executions = [Execution.of(parts) for parts in zip(*ranks.all(executions), strict=True)]
     return writers, executions
@@ -251,7 +261,7 @@ def merge_state_dicts(
         scale: factor on the merged task vector; the method's own by default.
         rules: as in :func:`merge`.
         then: as in :func:`merge`.
-        batch_norm: as in :func:`merge`.
+        batch_norm: as in :func:`merge`, ``recalibrate`` apart, which needs files.
         workers: as in :func:`merge`.
         **parameters: further parameters of the method.
 
@@ -261,6 +271,11 @@ def merge_state_dicts(
     Raises:
         PlanError, ConfigError, MergeError: as in :func:`merge`.
     """
+    if batch_norm == "recalibrate":
+        raise ConfigError(
+            "batch_norm=recalibrate runs the merged model through NeMo and needs .nemo files; merge files, or merge "
+            "with another batch_norm and call nemo_merge.training.recalibrate.recalibrate on what you save"
+        )
     parameters.update({key: value for key, value in (("weights", weights), ("scale", scale)) if value is not None})
     chosen = _method(method, parameters)
     template = base if base is not None else (experts[0] if experts else {})
@@ -310,29 +325,11 @@ def _rounding_warnings(execution: Execution) -> list[str]:
     ]
 
 
-@contextmanager
-def _bar(plans: Sequence[MergePlan], show: bool | None, only: Collection[str] | None) -> Iterator[Progress | None]:
-    """A progress bar in bytes of output with an estimate of the time left."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if show is False or (show is None and not console.is_terminal):
-        yield None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+def _bar(
+    plans: Sequence[MergePlan], show: bool | None, only: Collection[str] | None
+) -> AbstractContextManager[Progress | None]:
+    names = list(dict.fromkeys(plan.method.name for plan in plans))
     total = sum(
         spec.nbytes for plan in plans for name, spec in plan.output_specs.items() if only is None or name in only
     )
-    names = list(dict.fromkeys(plan.method.name for plan in plans))
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"merging by {', '.join(names)}", total=total)
-        yield lambda count: bar.advance(task, count)
+    return bar(f"merging by {', '.join(names)}", total, show)

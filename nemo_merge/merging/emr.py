@@ -26,7 +26,7 @@ from .parallel import single_threaded_torch
 from .plan import MergePlan, Row, Treatment
 
 _FORMAT = "nemo_merge emr 1"
-_STATISTICS = (Treatment.AVERAGE, Treatment.POOLED)
+_STATISTICS = (Treatment.AVERAGE, Treatment.POOLED, Treatment.RECALIBRATED)
 
 
 def package_path(output: Path) -> Path:

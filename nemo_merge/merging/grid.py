@@ -15,6 +15,7 @@ from .api import MergeReport, Options, merge_variants
 from .inputs import Source
 from .plan import BatchNorm, Rules, Then
 from .ranks import ALONE, Ranks
+from .recalibration import Audio
 from .vocabulary import VocabularyPolicy
 
 
@@ -29,6 +30,7 @@ def sweep(
     rules: Rules = (),
     then: Then = (),
     batch_norm: BatchNorm = "average",
+    audio: Audio | None = None,
     dtype: str | None = None,
     vocabulary: VocabularyPolicy = "strict",
     device: str = "cpu",
@@ -56,6 +58,7 @@ def sweep(
         rules: as in :func:`~nemo_merge.merging.merge`, like all that follows.
         then: post-processors.
         batch_norm: what happens to running statistics.
+        audio: for ``batch_norm="recalibrate"``.
         dtype: type of the merged weights.
         vocabulary: what happens when the inputs' tokens differ.
         device: where spectral methods factorise.
@@ -81,6 +84,7 @@ def sweep(
         rules=rules,
         then=then,
         batch_norm=batch_norm,
+        audio=audio,
         dtype=dtype,
         vocabulary=vocabulary,
         device=device,

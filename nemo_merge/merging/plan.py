@@ -17,14 +17,16 @@ from ..errors import ConfigError, PlanError, did_you_mean
 from ..methods import Method, PostProcessor, get_post
 from ..methods.emr import Emr
 from ..tensors import NEVER_MERGED, Role, depths_of, role_of
+from ..training.audio import AudioSample
 from .checks import compare_headers
 from .parallel import default_workers, single_threaded_torch
 from .ranks import ALONE, Ranks
+from .recalibration import Audio, check_recalibration, read_calibration
 from .rules import Rule, parse_rules
 from .scan import Scan, scan_tensor
 from .vocabulary import Alignment, VocabularyPolicy, align
 
-BatchNorm = Literal["average", "pooled", "base"]
+BatchNorm = Literal["average", "pooled", "base", "recalibrate"]
 Rules = Sequence[Rule | Mapping[str, Any]]
 Then = Sequence[PostProcessor | Mapping[str, Any] | str]
 _SHOWN = 5  # tensors named in a message; the rest is counted
@@ -42,6 +44,8 @@ class Treatment(StrEnum):
     """Mean of the experts' statistics."""
     POOLED = "pooled"
     """Variance by the law of total variance, from the experts' means and variances."""
+    RECALIBRATED = "recalibrated"
+    """Statistics that are estimated again from audio, once the other tensors are merged."""
     COPY = "copy"
     """Taken from the base as it is."""
 
@@ -53,6 +57,7 @@ class PlanOptions:
     rules: Rules = ()
     then: Then = ()
     batch_norm: BatchNorm = "average"
+    audio: Audio | None = None
     dtype: str | None = None
     device: str = "cpu"
     workers: int | None = None
@@ -87,6 +92,7 @@ class MergePlan:
         ties: names that share another tensor's data, with the name that owns it.
         warnings: what the user should know.
         batch_norm, dtype, device: the options of :func:`plan_merge`.
+        audio: what statistics are estimated from (``batch_norm="recalibrate"``).
         alignment: how the tokens of the inputs were brought together; None when all have the same rows.
     """
 
@@ -102,6 +108,7 @@ class MergePlan:
     batch_norm: BatchNorm = "average"
     dtype: torch.dtype | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    audio: AudioSample | None = None
     alignment: Alignment | None = None
 
     @property
@@ -131,6 +138,7 @@ def plan_merge(
     rules: Rules = (),
     then: Then = (),
     batch_norm: BatchNorm = "average",
+    audio: Audio | None = None,
     dtype: str | None = None,
     vocabulary: VocabularyPolicy = "strict",
     device: str = "cpu",
@@ -145,12 +153,17 @@ def plan_merge(
         rules: other settings for some tensors, see :func:`~nemo_merge.merging.rules.parse_rules`.
         then: post-processors of the merged task vectors, by name or as mappings with name and parameters.
         batch_norm: what happens to running statistics. ``average`` takes the experts' mean, ``pooled`` the statistics
-            of their pooled data (law of total variance), ``base`` leaves the base's.
+            of their pooled data (law of total variance), ``base`` leaves the base's, and ``recalibrate`` estimates
+            them for the merged model from ``audio``.
+        audio: unlabelled audio for ``batch_norm="recalibrate"``: a NeMo manifest, Lhotse cuts, a folder or a list of
+            files, or a mapping ``{"path": ..., "seconds": 600, "seed": 0}``; see
+            :func:`~nemo_merge.training.audio.read_audio`.
         dtype: type of the merged weights (``float32``, ``float16``, ``bfloat16``, ``float64``); the base's by default.
         vocabulary: what happens when the inputs' tokens differ. Rows of the output layer and embeddings are aligned by
             token in any case. ``strict`` wants the same tokens, in any order; ``base`` keeps the base's and drops
             others; ``union`` adds the experts' tokens, whose rows are the mean over the experts that have them.
-        device: where the factorisations of spectral methods run: ``cpu``, ``cuda``, ``cuda:1``.
+        device: where the factorisations of spectral methods run, and the model that is recalibrated: ``cpu``, ``cuda``,
+            ``cuda:1``.
         workers: threads; the number of cores by default.
 
     Raises:
@@ -159,7 +172,7 @@ def plan_merge(
             match nothing.
         ConfigError: an option that does not exist, or another number of weights than experts.
     """
-    options = PlanOptions(rules, then, batch_norm, dtype, device, workers, vocabulary)
+    options = PlanOptions(rules, then, batch_norm, audio, dtype, device, workers, vocabulary)
     return plan_variants(base, experts, [method], options)[0]
 
 
@@ -202,17 +215,21 @@ def plan_variants(
     if aligned.alignment is not None and aligned.alignment.added and any(isinstance(method, Emr) for method in used):
         problems.append("emr needs the base beside its package, so the vocabulary cannot grow; pass vocabulary=base")
     template = base if base is not None else experts[0]
+    calibration = read_calibration(batch_norm, options.audio)
     others = experts if base is not None else experts[1:]
     compare_headers(template, others, problems, warnings, aligned.unaligned)
     scans = _scan(template, experts, options.workers, ranks)
     for scan in scans.values():
         problems.extend(scan.problems)
     roles = {name: role_of(name, template.specs[name].shape, template.specs[name].dtype) for name in scans}
+    problems.extend(_check_batch_norm(batch_norm, base, template, roles))
     problems.extend(_check_rules(parsed[0], roles, warnings, variants[0]) if parsed else [])
     if problems:
         raise PlanError(problems)
     if not any(scan.changed for scan in scans.values()):
         warnings.append("no expert differs from the base: the output will be a copy of it")
+    if batch_norm == "pooled":
+        _mark_pooled(scans)
     depths = depths_of(template.specs)
     plans = []
     for method, own in zip(variants, parsed, strict=True):
@@ -237,6 +254,7 @@ def plan_variants(
                 batch_norm,
                 DTYPES[dtype] if dtype else None,
                 device,
+                calibration,
                 aligned.alignment,
             )
         )
@@ -265,6 +283,23 @@ def _check_counts(base: Checkpoint | None, experts: Sequence[Checkpoint], method
     return problems
 
 
+def _check_batch_norm(
+    batch_norm: BatchNorm, base: Checkpoint | None, template: Checkpoint, roles: Mapping[str, Role]
+) -> Iterator[str]:
+    if batch_norm == "base" and base is None:
+        yield "batch_norm=base takes the base's statistics, but no base is given; pass base= or batch_norm=average"
+    if batch_norm == "recalibrate":
+        yield from check_recalibration(template, roles)
+
+
+def _mark_pooled(scans: Mapping[str, Scan]) -> None:
+    """A pooled variance changes with the means that it is pooled around, even where all variances are the same."""
+    for name, scan in scans.items():
+        if name.endswith("running_var"):
+            mean = scans.get(name.removesuffix("running_var") + "running_mean")
+            scan.changed = scan.changed or (mean is not None and mean.changed)
+
+
 def _check_rules(rules: Sequence[Rule], roles: Mapping[str, Role], warnings: list[str], main: Method) -> Iterator[str]:
     """Problems with rules that do nothing; what no rule matches is reported among the warnings."""
     left = [name for name, role in roles.items() if role not in NEVER_MERGED]
@@ -281,7 +316,7 @@ def _check_rules(rules: Sequence[Rule], roles: Mapping[str, Role], warnings: lis
 def _scan(template: Checkpoint, experts: Sequence[Checkpoint], workers: int | None, ranks: Ranks) -> dict[str, Scan]:
     names = [name for name in template.specs if name not in template.ties]
     mine = ranks.mine(names, lambda name: template.specs[name].nbytes)
-    with single_threaded_torch(), ThreadPoolExecutor(workers or default_workers()) as pool:
+    with ranks.together(), single_threaded_torch(), ThreadPoolExecutor(workers or default_workers()) as pool:
         own = dict(zip(mine, pool.map(lambda name: scan_tensor(name, template, experts), mine), strict=True))
     found = {name: scan for part in ranks.all(own) for name, scan in part.items()}
     return {name: found[name] for name in names}
@@ -320,17 +355,23 @@ def _decide(
         return row(Treatment.COPY, "a counter, not a weight")
     if role is Role.PREPROCESSOR:
         return row(Treatment.COPY, "a constant of the feature extractor")
+    statistics = role in (Role.BATCH_NORM_MEAN, Role.BATCH_NORM_VARIANCE)
+    if statistics and batch_norm == "recalibrate" and method is not None:
+        # Also where all models have the same statistics: the weights before them are others now.
+        return row(Treatment.RECALIBRATED, "statistics, not weights: estimated from audio for the merged weights")
     if not scan.changed:
         return row(Treatment.COPY, "the same in all models")
     if method is None:
         return row(Treatment.COPY, "left at the base")
     if used.zero_scale_is_base and used.resolved_scale(len(experts)) == 0:
         return row(Treatment.COPY, "a scale of 0 merges nothing")
-    if role in (Role.BATCH_NORM_MEAN, Role.BATCH_NORM_VARIANCE):
+    if statistics:
         if batch_norm == "base":
-            return row(Treatment.COPY, "batch_norm=base")
+            return row(Treatment.COPY, "batch_norm=base: the statistics that the base was trained with")
         if batch_norm == "pooled" and role is Role.BATCH_NORM_VARIANCE:
-            return row(Treatment.POOLED, "statistics, not weights: law of total variance")
+            return row(Treatment.POOLED, "statistics, not weights: of the pooled data, by the law of total variance")
+        if batch_norm == "pooled":
+            return row(Treatment.AVERAGE, "statistics, not weights: the mean of the pooled data is that of the means")
         return row(Treatment.AVERAGE, "statistics, not weights: arithmetic could make a variance negative")
     if used.merges(role):
         return row(Treatment.METHOD)

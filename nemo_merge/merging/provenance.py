@@ -11,6 +11,7 @@ import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..checkpoints import Checkpoint
 from ..methods import Method
 from .plan import MergePlan, Treatment
 from .ranks import ALONE, Ranks
+from .recalibration import asked
 from .rules import BASE, Rule
 
 Digests = Mapping[str, Mapping[str, str]]
@@ -62,6 +64,7 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
         "base": describe(plan.base) if plan.base is not None else None,
         "experts": [describe(expert) for expert in plan.experts],
         "batch_norm": plan.batch_norm,
+        **({"audio": plan.audio.record()} if plan.audio is not None else {}),
         "dtype": str(plan.dtype).removeprefix("torch.") if plan.dtype else None,
         **({"vocabulary": plan.alignment.record()} if plan.alignment is not None else {}),
         "device": plan.device.type,
@@ -73,7 +76,11 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
         **entries,
         "tensors": plan.decisions(),
         "decisions": _decisions(plan),
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            **({"nemo": version("nemo_toolkit")} if plan.audio is not None else {}),
+        },
     }
 
 
@@ -89,6 +96,8 @@ def command(entries: Mapping[str, Any], method: Method) -> str:
     words += [f"{key}={_hydra(entries[key])}" for key in ("rules", "then") if entries.get(key)]
     if entries["batch_norm"] != "average":
         words.append(f"batch_norm={entries['batch_norm']}")
+    if "audio" in entries:
+        words.append(f"audio={_hydra(asked(entries))}")
     if entries["dtype"] is not None:
         words.append(f"dtype={entries['dtype']}")
     if (policy := entries.get("vocabulary", {}).get("policy", "strict")) != "strict":
@@ -116,7 +125,8 @@ def hashing(inputs: Sequence[Checkpoint], ranks: Ranks = ALONE) -> Iterator[Call
         futures = {path: pool.submit(unique[path].sha256, stop) for path in mine}
 
         def digests() -> dict[str, dict[str, str]]:
-            own = {path: future.result() for path, future in futures.items()}
+            with ranks.together():
+                own = {path: future.result() for path, future in futures.items()}
             return {path: digest for part in ranks.all(own) for path, digest in part.items()}
 
         try:

@@ -19,6 +19,7 @@ from ..checkpoints._yaml import load
 from ..errors import CheckpointError, PlanError
 from .api import Options, merge_variants
 from .inputs import Source
+from .recalibration import asked
 
 _ENVIRONMENT = ("nemo_merge", "versions", "command")
 """Parts of a record that may differ between two merges that give the same tensors."""
@@ -99,6 +100,7 @@ def reproduce(
             rules=record.get("rules", ()),
             then=record.get("then", ()),
             batch_norm=record["batch_norm"],
+            audio=asked(record),
             dtype=record["dtype"],
             vocabulary=record.get("vocabulary", {}).get("policy", "strict"),
             device=record.get("device", "cpu"),
