@@ -56,15 +56,17 @@ LAYERS = {
     "errors": set(),
     "tensors": set(),
     "linalg": set(),
-    "methods": {"errors", "tensors", "linalg"},
+    "low_rank": set(),
     "vocabulary": {"errors", "tensors"},
-    "checkpoints": {"errors", "tensors", "vocabulary"},
+    "methods": {"errors", "tensors", "linalg", "low_rank"},
+    "checkpoints": {"errors", "tensors", "low_rank", "vocabulary"},
     "scoring": {"errors"},
     "corpora": {"errors"},
     "merging": {
         "errors",
         "tensors",
         "linalg",
+        "low_rank",
         "methods",
         "checkpoints",
         "vocabulary",
@@ -76,7 +78,7 @@ LAYERS = {
     "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting"},
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
 }
-WITHOUT_NEMO = ("methods", "linalg", "tensors", "vocabulary", "scoring", "checkpoints", "merging", "cli")
+WITHOUT_NEMO = ("methods", "linalg", "low_rank", "tensors", "vocabulary", "scoring", "checkpoints", "merging", "cli")
 
 
 def imports_of(file: Path) -> tuple[set[str], set[str]]:

@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ..errors import CheckpointError
+from ._adapted import AdaptedCheckpoint
 from ._checkpoint import CARD, RECORD, Checkpoint, Metadata, TensorSpec, Writer, beside
+from ._open import READABLE, open_checkpoint
+from ._output import writer_for
 from ._work import check_output
+from .adapter import AdapterCheckpoint
+from .dcp import DcpCheckpoint
 from .huggingface import HuggingFaceCheckpoint
+from .huggingface_bin import HuggingFaceBinCheckpoint
+from .lightning import LightningCheckpoint
 from .memory import StateDictCheckpoint
 from .nemo import NemoCheckpoint
+from .nemo_adapter import NemoAdapterCheckpoint
+from .nemo_folder import NemoFolderCheckpoint
+from .safetensors_file import SafetensorsCheckpoint
+from .torch_file import TorchFileCheckpoint
 
 __all__ = [
     "CARD",
+    "READABLE",
     "RECORD",
+    "AdaptedCheckpoint",
+    "AdapterCheckpoint",
     "Checkpoint",
+    "DcpCheckpoint",
+    "HuggingFaceBinCheckpoint",
     "HuggingFaceCheckpoint",
+    "LightningCheckpoint",
     "Metadata",
+    "NemoAdapterCheckpoint",
     "NemoCheckpoint",
+    "NemoFolderCheckpoint",
+    "SafetensorsCheckpoint",
     "StateDictCheckpoint",
     "TensorSpec",
+    "TorchFileCheckpoint",
     "Writer",
     "beside",
     "check_output",
     "open_checkpoint",
+    "writer_for",
 ]
-
-
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens a checkpoint of any supported format without reading its tensors.
-
-    Args:
-        path: a ``.nemo`` file (plain or gzipped tar), or a Hugging Face folder with safetensors.
-
-    Returns:
-        A read-only mapping from names to lazily read tensors.
-
-    Raises:
-        CheckpointError: it does not exist, is damaged, unsafe, or of a format that is not supported.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return HuggingFaceCheckpoint(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
-    return NemoCheckpoint(path)

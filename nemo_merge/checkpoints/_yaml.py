@@ -26,7 +26,7 @@ def load(text: str, shown: str | Path) -> dict[str, Any]:
     """
     try:
         content = yaml.load(text, Loader=_LOADER)
-        _unfolded_size(content, {})
+        unfolded_size(content)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise CheckpointError(f"{shown}: not valid YAML ({error})") from error
     if not isinstance(content, dict):
@@ -66,9 +66,14 @@ def changed_config(text: str, changes: Mapping[tuple[str, ...], Any], shown: str
     return load(written, shown), written
 
 
-def _unfolded_size(node: Any, sizes: dict[int, int]) -> int:
-    """Number of nodes with every alias written out."""
-    if not isinstance(node, (dict, list)):
+def unfolded_size(node: Any, sizes: dict[int, int] | None = None) -> int:
+    """Number of nodes with every alias written out.
+
+    Raises:
+        ValueError: a part contains itself, or there are millions.
+    """
+    sizes = {} if sizes is None else sizes
+    if not isinstance(node, (dict, list, tuple)):
         return 1
     if id(node) in sizes:
         if sizes[id(node)] == 0:
@@ -76,7 +81,7 @@ def _unfolded_size(node: Any, sizes: dict[int, int]) -> int:
         return sizes[id(node)]
     sizes[id(node)] = 0  # being counted
     children = node.values() if isinstance(node, dict) else node
-    total = 1 + sum(_unfolded_size(child, sizes) for child in children)
+    total = 1 + sum(unfolded_size(child, sizes) for child in children)
     if total > _MAX_NODES:
         raise ValueError("it unfolds into millions of values")
     sizes[id(node)] = total

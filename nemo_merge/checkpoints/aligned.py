@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from ..low_rank import LowRank
 from ._checkpoint import Checkpoint, TensorSpec, Writer
 
 
@@ -103,25 +104,25 @@ class AlignedCheckpoint(Checkpoint):
     """Another checkpoint with aligned tables; everything else is the other's.
 
     Args:
-        inner: the checkpoint; what it says of the model and its writer count.
+        own: the checkpoint; what it says of the model and its writer count.
         tables: the tables by name, with the inner checkpoint's row for every common one, or -1.
         like: type of every table in the template.
     """
 
     def __init__(
         self,
-        inner: Checkpoint,
+        own: Checkpoint,
         tables: Mapping[str, tuple[AlignedTable, Int[Tensor, " rows"]]],
         like: Mapping[str, torch.dtype],
     ) -> None:
-        self._inner = inner
+        self.own = own
         self._tables = dict(tables)
         self._like = dict(like)
-        self.path: Path = inner.path
-        self.format = inner.format  # type: ignore[misc]  # the class of the inner one says it
-        self.metadata = inner.metadata
-        self.ties = inner.ties
-        self.specs = {name: self._spec(name, spec) for name, spec in inner.specs.items()}
+        self.path: Path = own.path
+        self.format = own.format  # type: ignore[misc]  # the class of the inner one says it
+        self.metadata = own.metadata
+        self.ties = own.ties
+        self.specs = {name: self._spec(name, spec) for name, spec in own.specs.items()}
 
     def _spec(self, name: str, spec: TensorSpec) -> TensorSpec:
         if name not in self._tables:
@@ -132,21 +133,28 @@ class AlignedCheckpoint(Checkpoint):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._tables:
-            return self._inner[name]
+            return self.own[name]
         table, rows = self._tables[name]
-        return table.aligned(self._inner, rows, self.specs[name].dtype, self._like[name])
+        return table.aligned(self.own, rows, self.specs[name].dtype, self._like[name])
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        return self.own.details
+
+    def low_rank(self, name: str) -> LowRank | None:
+        return None if name in self._tables else self.own.low_rank(name)
 
     @property
     def files(self) -> list[Path]:
-        return self._inner.files
+        return self.own.files
 
     def sha256(self, stop: threading.Event | None = None) -> dict[str, str]:
-        return self._inner.sha256(stop)
+        return self.own.sha256(stop)
 
     def writer(
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
     ) -> Writer:
-        return self._inner.writer(output, specs, record, overwrite=overwrite)
+        return self.own.writer(output, specs, record, overwrite=overwrite)
 
     def close(self) -> None:
-        self._inner.close()
+        self.own.close()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import dataclasses
 import gzip
 import hashlib
 import io
-import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import IO, Any
@@ -21,20 +20,24 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..vocabulary import Vocabulary
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer, beside, check_outputs
+from ._nemo_config import CONFIG, MAX_CONFIG, WEIGHTS, nemo_metadata, packed_files, with_record
 from ._nemo_vocabulary import Changes, grow_vocabulary, read_vocabulary
 from ._pending import Layout, Slot, explained
-from ._torch_zip import StoredTensor, TorchZip, checksum_places, lay_out
+from ._stored import StoredCheckpoint, plain_state_dict
+from ._torch_layout import checksum_places, lay_out
+from ._torch_zip import TorchZip
 from ._work import WorkFolder, key_of, write_whole
-from ._yaml import changed_config, dump, load
+from ._yaml import changed_config
 
-CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
-PROVENANCE_KEY = "nemo_merge"
 _GZIP_MAGIC = b"\x1f\x8b"
-_MAX_CONFIG = 16 << 20
+_MAX_ARTEFACT = 256 << 20
+_MAX_MEMBERS = 10_000
+_MAX_RATIO = 100  # weights hardly compress; the zeros of a fresh model do, but few of its tensors are zeros
+_ALWAYS_ALLOWED = 64 << 20
 _BLOCK = tarfile.BLOCKSIZE
 
 
-class NemoCheckpoint(Checkpoint):
+class NemoCheckpoint(StoredCheckpoint):
     """A ``.nemo`` file; tensors are mapped inside the tar, so that opening a file of any size takes milliseconds.
 
     A gzipped file is unpacked into a temporary folder first, once.
@@ -56,21 +59,13 @@ class NemoCheckpoint(Checkpoint):
                 weights, config = _one(members, WEIGHTS, self.path), _one(members, CONFIG, self.path)
                 self._others = [m for m in members if m.isfile() and m is not weights and m is not config]
                 self._weights, self._config = weights, config
-                self.config_text = _read_member(tar, config, self.path, _MAX_CONFIG).decode("utf-8", "replace")
+                self.config_text = _read_member(tar, config, self.path, MAX_CONFIG).decode("utf-8", "replace")
                 self._zip = TorchZip(self._tar_path, weights.offset_data, weights.size, f"{self.path} ({WEIGHTS})")
                 self.metadata = self._read_metadata(tar)
-            self._stored = self._check_state_dict(self._zip.content)
+            self._take(plain_state_dict(self._zip.content, f"{self.path}: {WEIGHTS}"))
         except BaseException:
             self.close()
             raise
-        owners: dict[StoredTensor, str] = {}
-        self.ties = {
-            name: owner for name, stored in self._stored.items() if (owner := owners.setdefault(stored, name)) != name
-        }
-        self.specs = {name: stored.spec for name, stored in self._stored.items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._zip.read(self._stored[name])
 
     def close(self) -> None:
         if self._unpacked is not None:
@@ -103,8 +98,8 @@ class NemoCheckpoint(Checkpoint):
         It reads from this checkpoint, which must stay open. Files that its configuration names no longer are left out.
         """
         config, text = changed_config(self.config_text, changes.config, self.path)
-        wanted = _packed(config)
-        lost = _packed(self.metadata.config) - wanted
+        wanted = packed_files(config)
+        lost = packed_files(self.metadata.config) - wanted
         other = copy.copy(self)
         other._unpacked = None  # belongs to this checkpoint
         other._added = {name: data for name, data in {**self._added, **changes.artefacts}.items() if name in wanted}
@@ -112,7 +107,9 @@ class NemoCheckpoint(Checkpoint):
             member for member in self._others if PurePosixPath(member.name).name not in lost | other._added.keys()
         ]
         other.config_text = text
-        other.metadata = dataclasses.replace(self.metadata, config=config, tokenizers=_digests(config, other.artefact))
+        other.metadata = nemo_metadata(
+            text, str(self.path), lambda name: hashlib.sha256(other.artefact(name)).hexdigest()
+        )
         return other
 
     def _plain_tar(self) -> Path:
@@ -124,7 +121,7 @@ class NemoCheckpoint(Checkpoint):
             plain = Path(self._unpacked.name, "plain.tar")
             with explained(plain), gzip.open(self.path, "rb") as packed, open(plain, "wb") as unpacked:
                 try:
-                    shutil.copyfileobj(packed, unpacked, 16 << 20)
+                    _unpack(packed, unpacked, self.path)
                 except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                     raise CheckpointError(f"{self.path}: damaged or cut short ({error}); fetch it again") from error
             return plain
@@ -135,27 +132,16 @@ class NemoCheckpoint(Checkpoint):
             self.close()
             raise
 
-    def _check_state_dict(self, content: Any) -> dict[str, StoredTensor]:
-        if not isinstance(content, Mapping) or not all(isinstance(value, StoredTensor) for value in content.values()):
-            raise CheckpointError(f"{self.path}: {WEIGHTS} is not a state dict")
-        for name, stored in content.items():
-            self._zip.check(name, stored)
-        return dict(content)
-
     def _read_metadata(self, tar: tarfile.TarFile) -> Metadata:
-        config = load(self.config_text, f"{self.path} ({CONFIG})")
         artefacts = {PurePosixPath(member.name).name: member for member in self._others}
 
-        def read(name: str) -> bytes:
+        def digest(name: str) -> str | None:
             if name not in artefacts:
-                raise CheckpointError(f"{self.path}: its configuration names nemo:{name}, which is not in the file")
-            return _read_member(tar, artefacts[name], self.path, artefacts[name].size)
+                return None
+            content = _read_member(tar, artefacts[name], self.path, _MAX_ARTEFACT)
+            return hashlib.sha256(content).hexdigest()
 
-        digests = _digests(config, read)
-        provenance = config.get(PROVENANCE_KEY)
-        return Metadata(
-            "nemo", config.get("target"), config, digests, provenance if isinstance(provenance, dict) else None
-        )
+        return nemo_metadata(self.config_text, str(self.path), digest)
 
 
 class NemoWriter(Writer):
@@ -178,7 +164,7 @@ class NemoWriter(Writer):
         self._template = template
         self._record = record
         ties = {alias: owner for alias, owner in template.ties.items() if owner in specs}
-        zipped = lay_out(specs, ties, getattr(template._zip.content, "__dict__", {}))
+        zipped = lay_out(specs, ties, getattr(template._zip.content, "attributes", {}))
         self._checksums = checksum_places(zipped)
         info = copy.copy(template._weights)
         info.size = zipped.size
@@ -205,7 +191,9 @@ class NemoWriter(Writer):
             for place in places:
                 self._file.put(place + self._shift, self._file.checksums[name].to_bytes(4, "little"))
         config = copy.copy(self._template._config)
-        text = _with_provenance(self._template, self._record).encode()
+        text = with_record(
+            self._template.config_text, self._template.metadata.config, self._record, str(self._template.path)
+        ).encode()
         config.size = len(text)
         self._append_member(config, io.BytesIO(text))
         with _open_tar(self._template._tar_path, self._template.path) as tar:
@@ -229,18 +217,47 @@ class NemoWriter(Writer):
         self._file.append(bytes(-member.size % _BLOCK))
 
 
-def _open_tar(path: Path, shown: Path) -> tarfile.TarFile:
-    try:
-        return tarfile.open(path, "r:")
-    except (tarfile.TarError, EOFError) as error:
-        raise CheckpointError(f"{shown}: not a .nemo file, or cut short ({error}); fetch it again") from error
-    except OSError as error:
-        raise CheckpointError(f"{shown}: cannot be read ({error.strerror or error})") from error
+def _unpack(packed: gzip.GzipFile, unpacked: IO[bytes], shown: Path) -> None:
+    limit = _MAX_RATIO * shown.stat().st_size + _ALWAYS_ALLOWED
+    size = 0
+    while chunk := packed.read(4 << 20):
+        size += len(chunk)
+        if size > limit:
+            raise CheckpointError(
+                f"{shown}: refused, it unpacks to more than {_MAX_RATIO} times its size, which no model does"
+            )
+        unpacked.write(chunk)
+
+
+class _Bounded(io.FileIO):
+    """A file that refuses to be read in huge pieces, as the headers of a hostile tar can ask for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MAX_ARTEFACT:
+            raise tarfile.ReadError("a header asks for too much")
+        return super().read(size) or b""
+
+
+@contextlib.contextmanager
+def _open_tar(path: Path, shown: Path) -> Iterator[tarfile.TarFile]:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(_Bounded(path))
+            tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
+        except (tarfile.TarError, EOFError) as error:
+            raise CheckpointError(f"{shown}: not a .nemo file, or cut short ({error}); fetch it again") from error
+        except OSError as error:
+            raise CheckpointError(f"{shown}: cannot be read ({error.strerror or error})") from error
+        yield tar
 
 
 def _members(tar: tarfile.TarFile, shown: Path) -> list[tarfile.TarInfo]:
+    members: list[tarfile.TarInfo] = []
     try:
-        members = tar.getmembers()
+        for member in tar:
+            members.append(member)
+            if len(members) > _MAX_MEMBERS:
+                raise CheckpointError(f"{shown}: refused, it holds more than {_MAX_MEMBERS} members")
     except (tarfile.TarError, EOFError) as error:
         raise CheckpointError(f"{shown}: cut short ({error}); fetch it again") from error
     for member in members:
@@ -267,54 +284,3 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, shown: Path, lim
     if len(data) != member.size:
         raise CheckpointError(f"{shown}: its member {member.name!r} is damaged or too large")
     return data
-
-
-def _strings(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """All strings of a configuration with their dotted places."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _strings(value, f"{place}.{key}" if place else str(key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _strings(value, f"{place}.{index}")
-    elif isinstance(node, str):
-        yield place, node
-
-
-def _digests(config: dict[str, Any], read: Callable[[str], bytes]) -> dict[str, str]:
-    """Digests of the tokenizer's files by their places in the configuration, or of the labels."""
-    digests = {
-        place: hashlib.sha256(read(value.removeprefix("nemo:"))).hexdigest()[:16]
-        for place, value in _strings(config)
-        if value.startswith("nemo:") and "tokenizer" in place
-    }
-    for place in ("labels", "decoder.vocabulary", "joint.vocabulary"):
-        labels: Any = config
-        for key in place.split("."):
-            labels = labels.get(key) if isinstance(labels, dict) else None
-        if isinstance(labels, list) and not digests:
-            digests[place] = hashlib.sha256("\0".join(map(str, labels)).encode()).hexdigest()[:16]
-    return digests
-
-
-def _packed(config: Mapping[str, Any]) -> set[str]:
-    """Names of the packed files that a configuration refers to."""
-    return {value.removeprefix("nemo:") for _, value in _strings(config) if value.startswith("nemo:")}
-
-
-def _with_provenance(template: NemoCheckpoint, provenance: Mapping[str, Any]) -> str:
-    """The template's configuration, to the letter, with the record of this merge in place of any earlier one."""
-    lines, keep = [], True
-    for line in template.config_text.splitlines():
-        if line and not line[0].isspace() and line[0] not in "-#":  # a key of the top level
-            keep = not line.startswith(f"{PROVENANCE_KEY}:")
-        if keep:
-            lines.append(line)
-    record = {PROVENANCE_KEY: dict(provenance)}
-    text = "\n".join(lines).rstrip("\n") + "\n" + dump(record)
-    wanted = {**template.metadata.config, **record}
-    try:
-        same = load(text, template.path) == wanted
-    except CheckpointError:
-        same = False
-    return text if same else dump(wanted)  # the other way for a file in YAML's flow style

@@ -20,7 +20,7 @@ def command(arguments: tuple[str, ...]) -> None:
 
     \b
     base=PATH         the model that the experts were fine-tuned from
-    experts=[A,B]     the experts: .nemo files or Hugging Face folders
+    experts=[A,B]     the experts: .nemo files, Hugging Face folders or PEFT adapters of the base
     output=PATH       the merged checkpoint; it appears whole or not at all
     method=NAME       merging method (nemo-merge methods)   [boosted_tsvm]
     method.KEY=VALUE  its parameters (nemo-merge methods NAME); all have scale and weights
@@ -33,6 +33,7 @@ def command(arguments: tuple[str, ...]) -> None:
     vocabulary=WORD   strict, base or union, where tokens differ   [strict]
     device=cuda       factorise on the GPU                   [cpu]
     workers=N         threads                                [number of cores]
+    as_adapter=true   write merged adapters as one LoRA adapter, exact or (as_adapter=16) of that rank at most
     """
     from ._memory import return_large_buffers
     from .settings import compose
@@ -54,6 +55,7 @@ def command(arguments: tuple[str, ...]) -> None:
             method,
             output=settings.output,
             ranks=ranks,
+            as_adapter=settings.as_adapter,
             **settings.merge_options(),
         )
         if ranks.first:

@@ -21,7 +21,7 @@ class MergeSettings:
     """The settings of a merge beside the method's own; the same words as the arguments of ``nemo_merge.merge``."""
 
     base: str | None = None
-    experts: list[str] = field(default_factory=list)
+    experts: list[Any] = field(default_factory=list)
     output: str | None = None
     overwrite: bool = False
     rules: list[Any] = field(default_factory=list)
@@ -32,6 +32,7 @@ class MergeSettings:
     vocabulary: str = "strict"
     device: str = "cpu"
     workers: int | None = None
+    as_adapter: Any = None
 
     def plan_options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~nemo_merge.merging.plan_merge`."""

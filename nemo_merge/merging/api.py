@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +15,13 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .. import methods
-from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, Writer, check_output
+from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, Writer, check_output, writer_for
 from ..checkpoints._yaml import dump
 from ..checkpoints.memory import StateDictWriter
 from ..errors import ConfigError, OutputError
 from ..methods import Method
 from ..methods.emr import Emr
+from .adapter_output import check_as_adapter, write_adapters
 from .card import model_card
 from .distributed import ShardWriter, gather, share_of
 from .emr import EmrPackage, package_path
@@ -78,6 +79,7 @@ def merge(
     workers: int | None = None,
     progress: bool | None = None,
     ranks: Ranks = ALONE,
+    as_adapter: bool | int | None = None,
     **parameters: Any,
 ) -> MergeReport:
     """Merges experts into one checkpoint of the base's format.
@@ -103,6 +105,8 @@ def merge(
         workers: threads; the number of cores by default. The bytes written do not depend on it.
         progress: show a progress bar; by default only on a terminal.
         ranks: the processes that share the work, see :func:`~nemo_merge.merging.ranks.ranks_of_torchrun`.
+        as_adapter: write the merged change of adapters as one LoRA adapter (a folder) instead of a model: True for the
+            exact rank, a number for that rank at most. The method must be rotation-equivariant.
         **parameters: parameters of the method, ``scale`` and ``weights`` among them.
 
     Raises:
@@ -125,6 +129,7 @@ def merge(
         overwrite=overwrite,
         progress=progress,
         ranks=ranks,
+        as_adapter=as_adapter,
     )
     return merge_variants(base, experts, {Path(output): chosen}, options)[0]
 
@@ -137,6 +142,7 @@ class Options(PlanOptions):
     progress: bool | None = None
     ranks: Ranks = ALONE
     """The processes that share the merge; see :func:`~nemo_merge.merging.ranks.ranks_of_torchrun`."""
+    as_adapter: bool | int | None = None
     as_recorded: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found
     """Given the record of a merge, the one that its output is to carry: an earlier one when a merge is repeated."""
 
@@ -158,6 +164,7 @@ def merge_variants(
     started = time.monotonic()
     ranks = options.ranks
     alone(options.batch_norm, ranks.count)
+    check_as_adapter(options.as_adapter, ranks)
     with ExitStack() as stack:
         with ranks.together():
             for target in variants:
@@ -170,7 +177,10 @@ def merge_variants(
         digests = stack.enter_context(hashing(inputs, ranks))
         with ranks.together():
             plans = plan_variants(base_checkpoint, expert_checkpoints, list(variants.values()), options, ranks)
-        records = [options.as_recorded(record(plan, digests())) for plan in plans]
+        records = [options.as_recorded(record(plan, digests(), options.as_adapter)) for plan in plans]
+        if options.as_adapter:
+            lost = write_adapters(list(variants), plans, records, options.as_adapter, options)
+            return _reports(variants, plans, records, lost, ranks.first, started)
         again = stack.enter_context(Recalibration(plans, list(variants), records)) if plans[0].audio else None
         writers, executions = _write(again.merged if again else list(variants), plans, records, options, stack)
         packages = [
@@ -188,12 +198,24 @@ def merge_variants(
             writer.commit({RECORD: dump(known), CARD: model_card(target, known, plan, some)})
         for package in packages:
             package.commit()
-    for warning in dict.fromkeys(warning for some in warnings for warning in some if ranks.first):
+    return _reports(variants, plans, records, warnings, ranks.first, started)
+
+
+def _reports(
+    targets: Iterable[Path],
+    plans: Sequence[MergePlan],
+    records: Sequence[dict[str, Any]],
+    warnings: Sequence[Sequence[str]],
+    aloud: bool,
+    started: float,
+) -> list[MergeReport]:
+    """Says what was done, and logs the warnings if ``aloud``."""
+    for warning in dict.fromkeys(warning for some in warnings for warning in some if aloud):
         logger.warning(warning)
     seconds = time.monotonic() - started
     return [
         MergeReport(target, provenance, plan.decisions(), some, seconds)
-        for target, provenance, plan, some in zip(variants, records, plans, warnings, strict=True)
+        for target, provenance, plan, some in zip(targets, records, plans, warnings, strict=True)
     ]
 
 
@@ -211,7 +233,11 @@ def _write(
     with ranks.together():
         if ranks.first:
             writers = [
-                stack.enter_context(plan.template.writer(target, plan.output_specs, known, overwrite=options.overwrite))
+                stack.enter_context(
+                    writer_for(
+                        plan.template, plan.experts, target, plan.output_specs, known, overwrite=options.overwrite
+                    )
+                )
                 for target, plan, known in zip(targets, plans, records, strict=True)
             ]
         own = share_of(plans[0], ranks) if ranks.count > 1 else None

@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import __version__
-from ..checkpoints import RECORD, TensorSpec, check_output, open_checkpoint
+from ..checkpoints import RECORD, TensorSpec, check_output, open_checkpoint, writer_for
+from ..checkpoints._safetensors import lay_out
 from ..checkpoints._work import WorkFolder
 from ..checkpoints._yaml import dump
-from ..checkpoints.huggingface import lay_out
 from ..errors import CheckpointError, ConfigError, PlanError, did_you_mean
 from ..methods.emr import unified
-from .blocks import TensorBlocks, compute_dtype
+from .blocks import TensorBlocks, compute_dtype, sources
 from .parallel import single_threaded_torch
 from .plan import MergePlan, Row, Treatment
 
@@ -72,7 +72,7 @@ class EmrPackage:
         experts = len(plan.experts)
         own, kept = torch.zeros(experts, dtype=torch.float64), torch.zeros(experts, dtype=torch.float64)
         for row in merged:
-            base, tensors = plan.template[row.name], [expert[row.name] for expert in plan.experts]
+            base, tensors = plan.template[row.name], sources(plan.template, plan.experts, row.name)
             weights = row.method.resolved_weights(experts)
             masks, position = [], 0
             for block in TensorBlocks(base, tensors, compute_dtype([base, *tensors])):
@@ -168,7 +168,7 @@ def apply_emr(
                 "factor": factor,
             },
         }
-        with checkpoint.writer(target, specs, record, overwrite=overwrite) as writer, single_threaded_torch():
+        with writer_for(checkpoint, [], target, specs, record, overwrite=overwrite) as writer, single_threaded_torch():
             for name, spec in specs.items():
                 values = checkpoint[name]
                 if f"unified/{name}" in names:

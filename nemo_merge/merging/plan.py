@@ -41,7 +41,7 @@ class Treatment(StrEnum):
     MEAN = "mean"
     """Base plus scale times the mean (or sum) of the weighted task vectors: what the method does not treat itself."""
     AVERAGE = "average"
-    """Mean of the experts' statistics."""
+    """Mean of the experts' values: statistics, and adapter modules that the base lacks."""
     POOLED = "pooled"
     """Variance by the law of total variance, from the experts' means and variances."""
     RECALIBRATED = "recalibrated"
@@ -237,9 +237,8 @@ def plan_variants(
         for name, scan in scans.items():
             rule = next((rule for rule in own if rule.matches(name, roles[name])), None)
             chosen = rule.method_at(name, roles[name], depths.get(name)) if rule else method
-            rows.append(
-                _decide(name, template.specs[name], roles[name], scan, chosen, method, batch_norm, experts, rule)
-            )
+            about = (template.specs[name], roles[name], scan, chosen, method, batch_norm, experts, rule)
+            rows.append(_decide(name, *about, name in template.added))
         plans.append(
             MergePlan(
                 template,
@@ -344,8 +343,9 @@ def _decide(
     batch_norm: BatchNorm,
     experts: Sequence[Checkpoint],
     rule: Rule | None,
+    added: bool,
 ) -> Row:
-    """The row of one tensor; ``method`` is None where a rule leaves it at the base."""
+    """The row of one tensor; ``method`` is None where a rule leaves it at the base, ``added`` what the base lacks."""
     used = method or main
 
     def row(treatment: Treatment, reason: str = "") -> Row:
@@ -363,6 +363,8 @@ def _decide(
         return row(Treatment.COPY, "the same in all models")
     if method is None:
         return row(Treatment.COPY, "left at the base")
+    if added:
+        return row(Treatment.AVERAGE, "part of an adapter that the base lacks: without an origin, only a mean is left")
     if used.zero_scale_is_base and used.resolved_scale(len(experts)) == 0:
         return row(Treatment.COPY, "a scale of 0 merges nothing")
     if statistics:

@@ -31,7 +31,7 @@ Digests = Mapping[str, Mapping[str, str]]
 _UNQUOTED = re.compile(r"[A-Za-z_./][\w./-]*")
 
 
-def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
+def record(plan: MergePlan, digests: Digests, as_adapter: bool | int | None = None) -> dict[str, Any]:
     """What was merged and how, as plain data. It holds no date, so that the same merge gives the same bytes.
 
     Tensors that the method treated as it treats all others are counted only; ``decisions`` names the rest.
@@ -39,6 +39,7 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
     Args:
         plan: the merge.
         digests: SHA-256 of the inputs.
+        as_adapter: the option of that name, for a merge whose output is an adapter.
     """
 
     def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
             "format": checkpoint.format,
             "sha256": dict(digests[str(checkpoint.path)]),
         }
+        entry.update(checkpoint.details)
         if checkpoint.metadata.provenance:
             earlier = dict(checkpoint.metadata.provenance)
             earlier.pop("decisions", None)
@@ -69,6 +71,8 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
         **({"vocabulary": plan.alignment.record()} if plan.alignment is not None else {}),
         "device": plan.device.type,
     }
+    if as_adapter:
+        entries["as_adapter"] = as_adapter
     entries = plain(entries)
     return {
         "nemo_merge": __version__,
@@ -84,6 +88,12 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
     }
 
 
+def _source(entry: Mapping[str, Any]) -> Any:
+    """How an input is given: its path, and the prefix of an adapter that needs one."""
+    prefix = entry.get("adapter", {}).get("prefix")
+    return entry["path"] if prefix is None else {"path": entry["path"], "prefix": prefix}
+
+
 def command(entries: Mapping[str, Any], method: Method) -> str:
     """The command that repeats a merge, whatever way it was asked for; the output is left to the reader."""
     words = [f"method={method.name}"]
@@ -92,7 +102,7 @@ def command(entries: Mapping[str, Any], method: Method) -> str:
             words.append(f"method.{item.name}={_hydra(plain(value))}")
     if entries["base"] is not None:
         words.append(f"base={_hydra(entries['base']['path'])}")
-    words.append(f"experts={_hydra([expert['path'] for expert in entries['experts']])}")
+    words.append(f"experts={_hydra([_source(expert) for expert in entries['experts']])}")
     words += [f"{key}={_hydra(entries[key])}" for key in ("rules", "then") if entries.get(key)]
     if entries["batch_norm"] != "average":
         words.append(f"batch_norm={entries['batch_norm']}")
@@ -104,6 +114,8 @@ def command(entries: Mapping[str, Any], method: Method) -> str:
         words.append(f"vocabulary={policy}")
     if entries["device"] != "cpu":
         words.append(f"device={entries['device']}")
+    if "as_adapter" in entries:
+        words.append(f"as_adapter={_hydra(entries['as_adapter'])}")
     return shlex.join(["nemo-merge", "merge", *words, "output=OUTPUT"])
 
 

@@ -105,6 +105,7 @@ def reproduce(
             vocabulary=record.get("vocabulary", {}).get("policy", "strict"),
             device=record.get("device", "cpu"),
             workers=workers,
+            as_adapter=record.get("as_adapter"),
             as_recorded=as_recorded,
         )
         merge_variants(base, experts, {again: method}, options)
@@ -137,7 +138,8 @@ def _find(entry: Mapping[str, Any], folders: Sequence[Path]) -> Source:
             f"{path}: not found, though the merge was made from it; say where it is with --inputs FOLDER "
             f"(sha256 {next(iter(entry['sha256'].values()), '?')[:16]}...)"
         )
-    return found
+    prefix = entry.get("adapter", {}).get("prefix")
+    return found if prefix is None else {"path": found, "prefix": prefix}
 
 
 def _compare(path: Path, record: Mapping[str, Any], found: Mapping[str, Any]) -> None:
