@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import tarfile
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from nemo_merge import merge, methods, open_checkpoint, plan_merge, sweep
 from nemo_merge.cli import cli
-from nemo_merge.errors import CheckpointError, ConfigError, PlanError
+from nemo_merge.errors import CheckpointError, ConfigError, OutputError, PlanError
 from nemo_merge.merging.reproduce import reproduce
 from tests.fixtures.models import write_huggingface, write_nemo
 from tests.fixtures.vocabularies import config_of, flat, model, sentencepiece_model, tensors
@@ -506,3 +507,20 @@ class TestHuggingFace:
         (folder / "vocab.json").write_text(content)
         with pytest.raises(CheckpointError, match=r"base"):
             open_checkpoint(folder).vocabulary()
+
+
+def test_other_formats_of_nemo_models_and_outputs(tmp_path):
+    """An unpacked folder tells its tokens; no output takes an expert's tokenizer for rows in the base's order."""
+    base = model(tmp_path / "base.nemo", "abc")
+    expert = model(tmp_path / "expert.nemo", "cab", 1)
+    for name in ("base", "expert"):
+        with tarfile.open(tmp_path / f"{name}.nemo") as tar:
+            tar.extractall(tmp_path / name, filter="data")
+    merge(base, [expert], "ties", output=tmp_path / "one.nemo")
+    merge(base, [tmp_path / "expert"], "ties", output=tmp_path / "two.nemo")
+    assert same_tensors(tmp_path / "one.nemo", tmp_path / "two.nemo")
+    merge(base, [expert], "ties", output=tmp_path / "three.safetensors")
+    with open_checkpoint(tmp_path / "one.nemo") as a, open_checkpoint(tmp_path / "three.safetensors") as b:
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    with pytest.raises(OutputError, match="cannot be written in this format"):
+        merge(tmp_path / "base", [expert], "ties", output=tmp_path / "four.nemo")
