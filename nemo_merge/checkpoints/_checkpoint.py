@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,9 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..low_rank import LowRank
+from ..vocabulary import Vocabulary
 from ._work import WorkFolder, check_output
 
 logger = logging.getLogger("nemo_merge")
@@ -140,6 +142,34 @@ class Checkpoint(Mapping[str, Tensor], ABC):
             OutputError: the output exists and ``overwrite`` is off, its folder cannot be written to, or another process
                 is writing it.
         """
+
+    def vocabulary(self) -> Vocabulary | None:
+        """The token of every row of the output layer; None when the checkpoint does not tell.
+
+        Raises:
+            CheckpointError: its tokenizer files are missing, damaged or of a kind that is not supported.
+        """
+        return None
+
+    def artefact(self, name: str) -> bytes:
+        """The content of a file that is packed with the model, by the name that its configuration gives it.
+
+        Raises:
+            CheckpointError: there is no such file.
+        """
+        raise CheckpointError(f"{self.path}: a {self.format} has no packed file {name!r}")
+
+    def with_vocabulary(self, wanted: Vocabulary, donors: Sequence[Checkpoint]) -> Checkpoint:
+        """This checkpoint as the template of one with more tokens: configuration and tokenizer files grow, not tensors.
+
+        Args:
+            wanted: all tokens, as :func:`nemo_merge.vocabulary.union` puts them together.
+            donors: checkpoints that have the tokens which this one lacks.
+
+        Raises:
+            CheckpointError: the format, or this tokenizer, cannot grow.
+        """
+        raise CheckpointError(f"{self.path}: the vocabulary of a {self.format} cannot grow; pass vocabulary=base")
 
     def close(self) -> None:
         """Closes the files; tensors read before stay valid as long as they are referenced."""

@@ -32,6 +32,7 @@ from .progress import Progress, bar
 from .provenance import hashing, record
 from .ranks import ALONE, Ranks
 from .recalibration import Audio, Recalibration, alone
+from .vocabulary import VocabularyPolicy
 
 logger = logging.getLogger("nemo_merge")
 
@@ -73,6 +74,7 @@ def merge(
     batch_norm: BatchNorm = "average",
     audio: Audio | None = None,
     dtype: str | None = None,
+    vocabulary: VocabularyPolicy = "strict",
     device: str = "cpu",
     workers: int | None = None,
     progress: bool | None = None,
@@ -97,6 +99,8 @@ def merge(
             :func:`~nemo_merge.merging.plan.plan_merge`.
         audio: unlabelled audio for ``batch_norm="recalibrate"``, see there; needs NeMo.
         dtype: type of the merged weights; the base's by default.
+        vocabulary: ``strict``, ``base`` or ``union`` where the inputs' tokens differ, see
+            :func:`~nemo_merge.merging.plan.plan_merge`.
         device: where spectral methods factorise, ``cpu`` or ``cuda``; other methods are as fast as the disk.
         workers: threads; the number of cores by default. The bytes written do not depend on it.
         progress: show a progress bar; by default only on a terminal.
@@ -119,6 +123,7 @@ def merge(
         batch_norm=batch_norm,
         audio=audio,
         dtype=dtype,
+        vocabulary=vocabulary,
         device=device,
         workers=workers,
         overwrite=overwrite,

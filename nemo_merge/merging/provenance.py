@@ -68,6 +68,7 @@ def record(plan: MergePlan, digests: Digests, as_adapter: bool | int | None = No
         "batch_norm": plan.batch_norm,
         **({"audio": plan.audio.record()} if plan.audio is not None else {}),
         "dtype": str(plan.dtype).removeprefix("torch.") if plan.dtype else None,
+        **({"vocabulary": plan.alignment.record()} if plan.alignment is not None else {}),
         "device": plan.device.type,
     }
     if as_adapter:
@@ -103,6 +104,8 @@ def command(entries: Mapping[str, Any], method: Method) -> str:
         words.append(f"audio={_hydra(asked(entries))}")
     if entries["dtype"] is not None:
         words.append(f"dtype={entries['dtype']}")
+    if (policy := entries.get("vocabulary", {}).get("policy", "strict")) != "strict":
+        words.append(f"vocabulary={policy}")
     if entries["device"] != "cpu":
         words.append(f"device={entries['device']}")
     if "as_adapter" in entries:
