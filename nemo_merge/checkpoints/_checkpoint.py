@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from abc import ABC, abstractmethod
@@ -19,14 +18,13 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..low_rank import LowRank
 from ..vocabulary import Vocabulary
+from ._digests import sha256_of
 from ._work import WorkFolder, check_output
 
 logger = logging.getLogger("nemo_merge")
 
 RECORD, CARD = "merge.yaml", "README.md"
 """Documents that accompany a merged checkpoint: its provenance, and its model card."""
-
-_CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -114,16 +112,17 @@ class Checkpoint(Mapping[str, Tensor], ABC):
         """
         return None
 
-    def sha256(self, stop: threading.Event | None = None) -> dict[str, str]:
-        """SHA-256 of every file that holds tensors, by file name; set ``stop`` from another thread to give up."""
-        digests = {}
-        for path in self.files:
-            digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
-            with open(path, "rb", buffering=0) as file:
-                while (count := file.readinto(buffer)) and not (stop and stop.is_set()):
-                    digest.update(memoryview(buffer)[:count])
-            digests[path.name] = digest.hexdigest()
-        return digests
+    def sha256(self, stop: threading.Event | None = None, *, anew: bool = False) -> dict[str, str]:
+        """SHA-256 of every file that holds tensors, by file name.
+
+        Args:
+            stop: set from another thread to give up.
+            anew: do not believe what is remembered of files that have not changed.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        return {path.name: sha256_of(path, stop, anew=anew) for path in self.files}
 
     @abstractmethod
     def writer(

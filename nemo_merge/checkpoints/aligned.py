@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,9 +146,6 @@ class AlignedCheckpoint(Checkpoint):
     @property
     def files(self) -> list[Path]:
         return self.own.files
-
-    def sha256(self, stop: threading.Event | None = None) -> dict[str, str]:
-        return self.own.sha256(stop)
 
     def writer(
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False

@@ -143,6 +143,8 @@ class Options(PlanOptions):
     ranks: Ranks = ALONE
     """The processes that share the merge; see :func:`~nemo_merge.merging.ranks.ranks_of_torchrun`."""
     as_adapter: bool | int | None = None
+    hash_anew: bool = False
+    """Do not believe digests that are remembered of files that have not changed."""
     as_recorded: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found
     """Given the record of a merge, the one that its output is to carry: an earlier one when a merge is repeated."""
 
@@ -178,7 +180,7 @@ def merge_variants(
                     [] if options.as_adapter else inputs[-1:] if base_checkpoint is not None else inputs[:1]
                 ):
                     container_for(template, expert_checkpoints, target)  # raises where the format cannot be written
-        digests = stack.enter_context(hashing(inputs, ranks))
+        digests = stack.enter_context(hashing(inputs, ranks, anew=options.hash_anew))
         with ranks.together():
             plans = plan_variants(base_checkpoint, expert_checkpoints, list(variants.values()), options, ranks)
         records = [options.as_recorded(record(plan, digests(), options.as_adapter)) for plan in plans]

@@ -107,6 +107,7 @@ def reproduce(
             device=record.get("device", "cpu"),
             workers=workers,
             as_adapter=record.get("as_adapter"),
+            hash_anew=True,
             as_recorded=as_recorded,
         )
         merge_variants(base, experts, {again: method}, options)
