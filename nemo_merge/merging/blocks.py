@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from ..methods import Block, Blocks
 
-BLOCK_ELEMENTS = 1 << 18
-"""Elements of one tensor in a block: 1 MB in float32, so that a block of a few experts stays in the cache."""
+BLOCK_ELEMENTS = 1 << 16
+"""Elements of one tensor in a block: 256 kB in float32, so that a block of a few experts stays in the cache."""
 
 
 class TensorBlocks(Blocks):
@@ -48,11 +49,18 @@ class TensorBlocks(Blocks):
         row = self.numel // max(self._rows, 1)
         for first in range(0, self._rows, self._step):
             part = slice(first, first + self._step) if base.dim() else ...
-            rows = base[part].to(self._dtype)
-            stack = torch.empty((len(experts), *rows.shape), dtype=self._dtype, device=base.device)
-            for place, expert in zip(stack, experts, strict=True):
-                place.copy_(expert[part])
-            yield Block(rows, stack, self._start + first * row, self._name)
+            yield Block(
+                base[part].to(self._dtype),
+                [expert[part].to(base.device) for expert in experts],
+                self._start + first * row,
+                self._name,
+            )
+
+    def sample(self, count: int) -> Iterator[Block]:
+        # An odd stride, so that entries of all columns come up.
+        stride = max(1, self.numel // max(count, 1)) | 1
+        base, *experts = (tensor.reshape(-1)[::stride].to(self._tensors[0].device) for tensor in self._tensors)
+        yield Block(base.to(self._dtype), experts, self._start, self._name)
 
 
 class ModelBlocks(Blocks):
@@ -65,6 +73,11 @@ class ModelBlocks(Blocks):
     def __iter__(self) -> Iterator[Block]:
         for tensor in self._tensors:
             yield from tensor
+
+    def sample(self, count: int) -> Iterator[Block]:
+        share = count / max(self.numel, 1)
+        for tensor in self._tensors:
+            yield from tensor.sample(math.ceil(tensor.numel * share))
 
 
 def compute_dtype(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -20,6 +20,7 @@ from ..tensors import Depth, Role, depths_of
 from .blocks import ModelBlocks, TensorBlocks, compute_dtype
 from .parallel import default_workers, single_threaded_torch
 from .plan import MergePlan, Row, Treatment
+from .scan import non_finite
 
 Progress = Callable[[int], None]
 """Called with the number of bytes of output that were finished."""
@@ -288,7 +289,7 @@ def _finish(plan: MergePlan, row: Row, base: Tensor, combined: Tensor, place: Pl
     if place is not None:
         for post in plan.then:
             combined = post.apply(combined, place)
-    return base + row.method.applied_scale(len(plan.experts)) * combined
+    return torch.add(base, combined, alpha=row.method.applied_scale(len(plan.experts)))
 
 
 def _average_statistics(plan: MergePlan, row: Row, weights: Float[Tensor, " experts"]) -> Callable[[Block], Tensor]:
@@ -313,7 +314,7 @@ def _average_statistics(plan: MergePlan, row: Row, weights: Float[Tensor, " expe
 
 
 def _check(row: Row, values: Tensor) -> None:
-    if values.dtype.is_floating_point and not torch.isfinite(values).all():
+    if non_finite(values):
         kind = str(values.dtype).removeprefix("torch.")
         raise MergeError(
             f"tensor {row.name!r}: the merge by {_describe(row.method)} gives values that do not fit into {kind}; "

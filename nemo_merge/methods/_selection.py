@@ -14,6 +14,10 @@ from ._blocks import Block, Blocks
 
 _EVERYTHING = torch.iinfo(torch.int64).max
 
+_SAMPLE = 1 << 16
+_HELD = 1 << 20  # values between two brackets that are kept in memory, for each list, whatever the tensor's size
+_MOST_HELD = 48 << 20  # in all: 200 MB
+
 Values = Callable[[Block], Float[Tensor, "lists *shape"]]
 """What is ranked: one or several lists of values, computed from a block."""
 
@@ -33,6 +37,8 @@ class Selection(NamedTuple):
         """True where an entry of the block is selected; ``values`` are those that were ranked."""
         ranked = values.to(torch.float32)
         threshold = _per_list(self.threshold.to(ranked), ranked)
+        if bool((self.last == _EVERYTHING).all()):
+            return ranked >= threshold
         index = torch.arange(block.start, block.start + block.base.numel(), device=values.device).view(block.base.shape)
         at_threshold = (ranked == threshold) & (index <= _per_list(self.last.to(index), ranked))
         return (ranked > threshold) | at_threshold
@@ -47,34 +53,108 @@ def largest(blocks: Blocks, values: Values, counts: Int[Tensor, " lists"]) -> Se
     """Selects, from each list of values, exactly so many of the largest.
 
     Values are compared as float32; among equal ones the lowest index wins, so that the result does not depend on how
-    the tensor is cut. Memory is constant: the k-th largest value is found digit by digit, from two histograms of the
-    16 high and the 16 low bits of the float's bit pattern, mapped so that it sorts like the number.
+    the tensor is cut. Memory is constant. See :func:`selections` for several counts at once.
 
     Args:
         blocks: the tensor, or the model.
         values: what is ranked.
         counts: how many are wanted of each list.
     """
-    if not counts.any():
-        return Selection(torch.full((len(counts),), torch.inf), torch.full((len(counts),), -1))
-    wanted = counts.clamp_min(1)
-    high = _histogram(blocks, values, len(counts), lambda key: (key >> 16) + (1 << 15))
-    high_digit, remaining = _digit(high, wanted)
-    low = _histogram(blocks, values, len(counts), lambda key: key & 0xFFFF, keep=high_digit - (1 << 15))
-    low_digit, remaining = _digit(low, remaining)
-    threshold = _from_key(((high_digit - (1 << 15)) << 16) | low_digit)
-    equal = low.gather(1, low_digit[:, None]).squeeze(1)
-    last = torch.full((len(counts),), _EVERYTHING)
-    if (equal > remaining).any():  # more entries at the threshold than places left: find the index of the last one
-        last = _last_index(blocks, values, threshold, remaining)
-    nothing = counts == 0
-    return Selection(torch.where(nothing, torch.inf, threshold), torch.where(nothing, -1, last))
+    return selections(blocks, values, [counts])[0]
+
+
+def selections(blocks: Blocks, values: Values, counts: Sequence[Int[Tensor, " lists"]]) -> list[Selection]:
+    """Several selections by :func:`largest` of the same values.
+
+    A sample tells two values between which each threshold must lie. One pass counts what is above them and keeps what
+    is between, about a hundredth of the values, in which the threshold is then found. Where the sample was wrong, or
+    too many values are between (as when most are equal), it is found digit by digit instead.
+    """
+    wanted = torch.stack([count.clamp_min(1) for count in counts])
+    brackets = _brackets(blocks, values, wanted)
+    found = _search(blocks, values, wanted, brackets)
+    results = []
+    for count, rank, (threshold, remaining, equal) in zip(counts, wanted, found, strict=True):
+        if torch.isnan(threshold).any():
+            threshold, remaining, equal = _by_digits(blocks, values, rank)
+        last = torch.full((len(count),), _EVERYTHING)
+        if (equal > remaining).any():  # more entries at the threshold than places left: find the index of the last one
+            last = _last_index(blocks, values, threshold, remaining)
+        nothing = count == 0
+        results.append(Selection(torch.where(nothing, torch.inf, threshold), torch.where(nothing, -1, last)))
+    return results
 
 
 def quantiles(blocks: Blocks, values: Values, ranks: Sequence[int], lists: int) -> Float[Tensor, "ranks lists"]:
     """Order statistics: the value of every rank (0 is the smallest) in each list."""
-    places = [largest(blocks, values, torch.full((lists,), blocks.numel - rank)).threshold for rank in ranks]
-    return torch.stack(places)
+    places = selections(blocks, values, [torch.full((lists,), blocks.numel - rank) for rank in ranks])
+    return torch.stack([place.threshold for place in places])
+
+
+def _brackets(blocks: Blocks, values: Values, wanted: Int[Tensor, "ranks lists"]) -> Float[np.ndarray, "ranks lists 2"]:
+    """For every rank and list two values between which the threshold lies, but for one sample in thousands."""
+    parts = [values(block).flatten(1).to(torch.float32).numpy(force=True) for block in blocks.sample(_SAMPLE)]
+    sample = np.sort(np.concatenate(parts, axis=1), axis=1)[:, ::-1]
+    size = sample.shape[1]
+    brackets = np.empty((*wanted.shape, 2), np.float32)
+    for rank, row in enumerate(wanted.tolist()):
+        for place, count in enumerate(row):
+            share = count / max(blocks.numel, 1)
+            middle, slack = share * size, 4 * (size * share * (1 - share)) ** 0.5 + 4
+            first, end = int(middle - slack), int(middle + slack) + 1
+            brackets[rank, place] = (
+                sample[place, end] if end < size else -np.inf,
+                sample[place, first] if first >= 0 else np.inf,
+            )
+    return brackets
+
+
+def _search(
+    blocks: Blocks, values: Values, wanted: Int[Tensor, "ranks lists"], brackets: Float[np.ndarray, "ranks lists 2"]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Thresholds, places left at them and entries equal to them; NaN thresholds where the brackets do not help."""
+    ranks, lists = wanted.shape
+    above = np.zeros((ranks, lists), np.int64)
+    between: list[list[list[np.ndarray]]] = [[[] for _ in range(lists)] for _ in range(ranks)]
+    held = 0
+    most = _HELD * ranks * lists + blocks.numel * lists // 8
+    for block in blocks:
+        for place, row in enumerate(values(block)):
+            ranked = row.reshape(-1).to(torch.float32).numpy(force=True)
+            for rank in range(ranks):
+                low, high = brackets[rank, place]
+                over = ranked > high
+                inside = ranked >= low
+                inside ^= over
+                above[rank, place] += np.count_nonzero(over)
+                kept = ranked[inside]
+                between[rank][place].append(kept)
+                held += kept.size
+        if held > min(most, _MOST_HELD):
+            break  # too many equal values: the digits need no memory
+    found = []
+    for rank in range(ranks):
+        threshold, remaining, equal = torch.full((lists,), torch.nan), wanted[rank].clone(), torch.zeros(lists)
+        for place in range(lists) if held <= min(most, _MOST_HELD) else ():
+            inside = np.concatenate(between[rank][place])
+            left = int(wanted[rank, place]) - int(above[rank, place])
+            if 1 <= left <= inside.size:
+                value = np.partition(inside, inside.size - left)[inside.size - left]
+                threshold[place] = float(value)
+                remaining[place] = left - int(np.count_nonzero(inside > value))
+                equal[place] = int(np.count_nonzero(inside == value))
+        found.append((threshold, remaining, equal.to(torch.int64)))
+    return found
+
+
+def _by_digits(blocks: Blocks, values: Values, wanted: Int[Tensor, " lists"]) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by two histograms, of the 16 high and the 16 low bits of a pattern that sorts like the number."""
+    high = _histogram(blocks, values, len(wanted), lambda key: (key >> 16) + (1 << 15))
+    high_digit, remaining = _digit(high, wanted)
+    low = _histogram(blocks, values, len(wanted), lambda key: key & 0xFFFF, keep=high_digit - (1 << 15))
+    low_digit, remaining = _digit(low, remaining)
+    threshold = _from_key(((high_digit - (1 << 15)) << 16) | low_digit)
+    return threshold, remaining, low.gather(1, low_digit[:, None]).squeeze(1)
 
 
 def _key(values: Float[Tensor, "..."]) -> Int[Tensor, "..."]:

@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import ConfigError
-from ._blocks import Block, Blocks
+from ._blocks import Block, Blocks, per_expert
 from ._method import Method
 from ._parameters import parameter
 from ._registry import register
-from ._selection import Selection, largest, share_of
+from ._selection import Selection, selections, share_of
 
 
 @register
@@ -58,20 +58,20 @@ class Breadcrumbs(Method):
             return None
         dropped = share_of(blocks, self.outliers, len(weights))
         kept = share_of(blocks, self.density, len(weights))
-        counts = (dropped, dropped + kept)
-        outliers, both = (largest(blocks, lambda block: block.magnitudes, count) for count in counts)
+        outliers, both = selections(blocks, lambda block: block.magnitudes, [dropped, dropped + kept])
         return outliers, both
 
     def combine_block(
         self, block: Block, weights: Float[Tensor, " experts"], statistics: tuple[Selection, Selection] | None
     ) -> Float[Tensor, "*shape"]:
-        magnitudes = block.magnitudes
+        deltas = block.deltas
+        magnitudes = deltas.abs()
         if statistics is None:
             kept = self._in_rows(magnitudes)
         else:
             outliers, both = statistics
-            kept = both.mask(block, magnitudes) & ~outliers.mask(block, magnitudes)
-        return torch.where(kept, block.weighted(weights), 0).sum(0)
+            kept = both.mask(block, magnitudes).logical_xor_(outliers.mask(block, magnitudes))
+        return deltas.mul_(kept).mul_(per_expert(weights, deltas)).sum(0)
 
     def _in_rows(self, magnitudes: Float[Tensor, "experts *shape"]) -> Bool[Tensor, "experts *shape"]:
         rows = magnitudes.flatten(2) if magnitudes.dim() > 2 else magnitudes
