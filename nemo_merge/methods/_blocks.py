@@ -19,6 +19,9 @@ class Block:
         experts: the same rows of every expert, in one tensor or one by one; they may be of other types than the base.
         start: index of the first element in the flattened tensor (in the whole model for methods of model scope).
         name: name of the tensor.
+
+    Attributes:
+        rows: the rows of every expert, one by one.
     """
 
     def __init__(
@@ -27,21 +30,21 @@ class Block:
         self.base = base
         self.start = start
         self.name = name
-        self._experts = list(experts)
+        self.rows = list(experts)
 
     def __len__(self) -> int:
-        return len(self._experts)
+        return len(self.rows)
 
     @property
     def experts(self) -> Float[Tensor, "experts *shape"]:
         """The rows of every expert, in the type of the base."""
-        return torch.stack([expert.to(self.base) for expert in self._experts])
+        return torch.stack([expert.to(self.base) for expert in self.rows])
 
     @property
     def deltas(self) -> Float[Tensor, "experts *shape"]:
         """Task vectors: expert minus base; a new tensor each time."""
         deltas = self.base.new_empty((len(self), *self.base.shape))
-        for expert, delta in zip(self._experts, deltas, strict=True):
+        for expert, delta in zip(self.rows, deltas, strict=True):
             torch.sub(expert, self.base, out=delta)
         return deltas
 
@@ -61,7 +64,7 @@ class Block:
     def weighted_sum(self, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*shape"]:
         """Sum of the task vectors times their experts' weights, one expert after the other."""
         delta, total = torch.empty_like(self.base), None
-        for expert, weight in zip(self._experts, weights.tolist(), strict=True):
+        for expert, weight in zip(self.rows, weights.tolist(), strict=True):
             torch.sub(expert, self.base, out=delta)
             total = delta * weight if total is None else total.add_(delta, alpha=weight)
         assert total is not None

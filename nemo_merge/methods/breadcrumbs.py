@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -14,7 +14,7 @@ from ._blocks import Block, Blocks, per_expert
 from ._method import Method
 from ._parameters import parameter
 from ._registry import register
-from ._selection import Selection, selections, share_of
+from ._selection import Selection, descending, selections, share_of
 
 
 @register
@@ -70,14 +70,14 @@ class Breadcrumbs(Method):
             kept = self._in_rows(magnitudes)
         else:
             outliers, both = statistics
-            kept = both.mask(block, magnitudes).logical_xor_(outliers.mask(block, magnitudes))
+            kept = both.mask(block, magnitudes).sub_(outliers.mask(block, magnitudes))
         return deltas.mul_(kept).mul_(per_expert(weights, deltas)).sum(0)
 
-    def _in_rows(self, magnitudes: Float[Tensor, "experts *shape"]) -> Bool[Tensor, "experts *shape"]:
+    def _in_rows(self, magnitudes: Float[Tensor, "experts *shape"]) -> Float[Tensor, "experts *shape"]:
         rows = magnitudes.flatten(2) if magnitudes.dim() > 2 else magnitudes
         count = rows.shape[-1]
         first = int(self.outliers * count + 1e-9)
         end = first + int(self.density * count + 1e-9)
-        order = rows.argsort(dim=-1, descending=True, stable=True)
-        kept = torch.zeros_like(rows, dtype=torch.bool)
-        return kept.scatter_(-1, order[..., first:end], True).view_as(magnitudes)
+        order = descending(rows)
+        kept = torch.zeros_like(rows)
+        return kept.scatter_(-1, order[..., first:end], 1.0).view_as(magnitudes)
