@@ -39,13 +39,16 @@ class Selection(NamedTuple):
         Numbers rather than booleans, which are several times slower to make and to multiply by.
         """
         ranked = values.to(torch.float32)
-        threshold = _per_list(self.threshold.to(ranked), ranked)
-        mask = torch.empty_like(ranked)
-        if bool((self.last == _EVERYTHING).all()):
-            return torch.ge(ranked, threshold, out=mask)
-        torch.gt(ranked, threshold, out=mask)
-        index = torch.arange(block.start, block.start + block.base.numel(), device=values.device).view(block.base.shape)
-        return mask.logical_or_((ranked == threshold) & (index <= _per_list(self.last.to(index), ranked)))
+        mask = torch.empty(ranked.shape, device=ranked.device)
+        for row, kept, threshold, last in zip(ranked, mask, self.threshold.tolist(), self.last.tolist(), strict=True):
+            if block.start > last:
+                torch.gt(row, threshold, out=kept)
+                continue
+            torch.ge(row, threshold, out=kept)
+            if last < block.start + row.numel() - 1:
+                flat = row.reshape(-1)[last - block.start + 1 :]
+                kept.view(-1)[last - block.start + 1 :] = (flat > threshold).to(kept)
+        return mask
 
 
 def share_of(blocks: Blocks, share: float, lists: int) -> Int[Tensor, " lists"]:
@@ -78,12 +81,9 @@ def selections(blocks: Blocks, values: Values, counts: Sequence[Int[Tensor, " li
     brackets = _brackets(blocks, values, wanted)
     found = _search(blocks, values, wanted, brackets)
     results = []
-    for count, rank, (threshold, remaining, equal) in zip(counts, wanted, found, strict=True):
+    for count, rank, (threshold, last) in zip(counts, wanted, found, strict=True):
         if torch.isnan(threshold).any():
-            threshold, remaining, equal = _by_digits(blocks, values, rank)
-        last = torch.full((len(count),), _EVERYTHING)
-        if (equal > remaining).any():  # more entries at the threshold than places left: find the index of the last one
-            last = _last_index(blocks, values, threshold, remaining)
+            threshold, last = _by_digits(blocks, values, rank)
         nothing = count == 0
         results.append(Selection(torch.where(nothing, torch.inf, threshold), torch.where(nothing, -1, last)))
     return results
@@ -113,52 +113,77 @@ def _brackets(blocks: Blocks, values: Values, wanted: Int[Tensor, "ranks lists"]
     return brackets
 
 
+class _Between(NamedTuple):
+    """Values of one list between two others, block by block, and how many are above them."""
+
+    above: list[int]
+    kept: list[np.ndarray]
+
+
+class _Last(NamedTuple):
+    """The last entry at a threshold that is selected: the how manieth of those in its block."""
+
+    rank: int
+    place: int
+    number: int
+
+
 def _search(
     blocks: Blocks, values: Values, wanted: Int[Tensor, "ranks lists"], brackets: Float[np.ndarray, "ranks lists 2"]
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Thresholds, places left at them and entries equal to them; NaN thresholds where the brackets do not help."""
+) -> list[tuple[Tensor, Tensor]]:
+    """Thresholds and last indices; NaN thresholds where the brackets do not help."""
     ranks, lists = wanted.shape
-    above = np.zeros((ranks, lists), np.int64)
-    between: list[list[list[np.ndarray]]] = [[[] for _ in range(lists)] for _ in range(ranks)]
+    threshold = torch.full((ranks, lists), torch.nan)
+    last = torch.full((ranks, lists), _EVERYTHING)
+    found = [[_Between([], []) for _ in range(lists)] for _ in range(ranks)]
+    most = min(_HELD * ranks * lists + blocks.numel * lists // 8, _MOST_HELD)
     held = 0
-    most = _HELD * ranks * lists + blocks.numel * lists // 8
     for block in blocks:
         for place, row in enumerate(values(block)):
             ranked = row.reshape(-1).to(torch.float32).numpy(force=True)
             for rank in range(ranks):
                 low, high = brackets[rank, place]
-                over = ranked > high
-                inside = ranked >= low
+                over, inside = ranked > high, ranked >= low
                 inside ^= over
-                above[rank, place] += np.count_nonzero(over)
-                kept = ranked[inside]
-                between[rank][place].append(kept)
-                held += kept.size
-        if held > min(most, _MOST_HELD):
-            break  # too many equal values: the digits need no memory
-    found = []
+                found[rank][place].above.append(np.count_nonzero(over))
+                found[rank][place].kept.append(ranked[inside])
+                held += found[rank][place].kept[-1].size
+        if held > most:  # too many equal values; the digits need no memory
+            return list(zip(threshold, last, strict=True))
+    lasts: dict[int, list[_Last]] = {}
     for rank in range(ranks):
-        threshold, remaining, equal = torch.full((lists,), torch.nan), wanted[rank].clone(), torch.zeros(lists)
-        for place in range(lists) if held <= min(most, _MOST_HELD) else ():
-            inside = np.concatenate(between[rank][place])
-            left = int(wanted[rank, place]) - int(above[rank, place])
-            if 1 <= left <= inside.size:
-                value = np.partition(inside, inside.size - left)[inside.size - left]
-                threshold[place] = float(value)
-                remaining[place] = left - int(np.count_nonzero(inside > value))
-                equal[place] = int(np.count_nonzero(inside == value))
-        found.append((threshold, remaining, equal.to(torch.int64)))
-    return found
+        for place, between in enumerate(found[rank]):
+            inside = np.concatenate(between.kept)
+            left = int(wanted[rank, place]) - sum(between.above)
+            if not 1 <= left <= inside.size:
+                continue
+            value = np.partition(inside, inside.size - left)[inside.size - left]
+            threshold[rank, place] = float(value)
+            left -= np.count_nonzero(inside > value)
+            equal = np.cumsum([np.count_nonzero(kept == value) for kept in between.kept])
+            if equal[-1] > left:  # more entries at the threshold than places left: the last one must be found
+                index = int(np.searchsorted(equal, left))
+                before = int(equal[index - 1]) if index else 0
+                lasts.setdefault(index, []).append(_Last(rank, place, left - before))
+    for index, block in enumerate(blocks) if lasts else ():
+        for item in lasts.get(index, ()):
+            ranked = values(block)[item.place].reshape(-1).to(torch.float32).numpy(force=True)
+            equal = np.flatnonzero(ranked == threshold[item.rank, item.place].numpy())
+            last[item.rank, item.place] = block.start + int(equal[item.number - 1])
+    return list(zip(threshold, last, strict=True))
 
 
-def _by_digits(blocks: Blocks, values: Values, wanted: Int[Tensor, " lists"]) -> tuple[Tensor, Tensor, Tensor]:
+def _by_digits(blocks: Blocks, values: Values, wanted: Int[Tensor, " lists"]) -> tuple[Tensor, Tensor]:
     """The same by two histograms, of the 16 high and the 16 low bits of a pattern that sorts like the number."""
     high = _histogram(blocks, values, len(wanted), lambda key: (key >> 16) + (1 << 15))
     high_digit, remaining = _digit(high, wanted)
     low = _histogram(blocks, values, len(wanted), lambda key: key & 0xFFFF, keep=high_digit - (1 << 15))
     low_digit, remaining = _digit(low, remaining)
     threshold = _from_key(((high_digit - (1 << 15)) << 16) | low_digit)
-    return threshold, remaining, low.gather(1, low_digit[:, None]).squeeze(1)
+    last = torch.full_like(wanted, _EVERYTHING)
+    if (low.gather(1, low_digit[:, None]).squeeze(1) > remaining).any():
+        last = _last_index(blocks, values, threshold, remaining)
+    return threshold, last
 
 
 def _key(values: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
