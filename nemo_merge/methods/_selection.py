@@ -145,7 +145,7 @@ def _search(
                 low, high = brackets[rank, place]
                 over, inside = ranked > high, ranked >= low
                 inside ^= over
-                found[rank][place].above.append(np.count_nonzero(over))
+                found[rank][place].above.append(int(np.count_nonzero(over)))
                 found[rank][place].kept.append(ranked[inside])
                 held += found[rank][place].kept[-1].size
         if held > most:  # too many equal values; the digits need no memory
@@ -159,7 +159,7 @@ def _search(
                 continue
             value = np.partition(inside, inside.size - left)[inside.size - left]
             threshold[rank, place] = float(value)
-            left -= np.count_nonzero(inside > value)
+            left -= int(np.count_nonzero(inside > value))
             equal = np.cumsum([np.count_nonzero(kept == value) for kept in between.kept])
             if equal[-1] > left:  # more entries at the threshold than places left: the last one must be found
                 index = int(np.searchsorted(equal, left))

@@ -155,4 +155,3 @@ def _minmax(values: Tensor, least: Tensor, greatest: Tensor) -> Tensor:
     """Values brought to [0, 1]; 0 where all are equal."""
     width = (greatest - least).to(values)
     return (values - least.to(values)).div_(torch.where(width > 0, width, 1)).clamp_(0, 1)
-
