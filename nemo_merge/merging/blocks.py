@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -77,7 +76,8 @@ class ModelBlocks(Blocks):
     def sample(self, count: int) -> Iterator[Block]:
         share = count / max(self.numel, 1)
         for tensor in self._tensors:
-            yield from tensor.sample(math.ceil(tensor.numel * share))
+            if (wanted := round(tensor.numel * share)) > 0:
+                yield from tensor.sample(wanted)
 
 
 def compute_dtype(tensors: Sequence[Tensor]) -> torch.dtype:

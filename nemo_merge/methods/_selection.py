@@ -78,6 +78,8 @@ def selections(blocks: Blocks, values: Values, counts: Sequence[Int[Tensor, " li
     too many values are between (as when most are equal), it is found digit by digit instead.
     """
     wanted = torch.stack([count.clamp_min(1) for count in counts])
+    if not any(count.any() for count in counts):
+        return [Selection(torch.full((len(count),), torch.inf), torch.full((len(count),), -1)) for count in counts]
     brackets = _brackets(blocks, values, wanted)
     found = _search(blocks, values, wanted, brackets)
     results = []
@@ -98,18 +100,21 @@ def quantiles(blocks: Blocks, values: Values, ranks: Sequence[int], lists: int) 
 def _brackets(blocks: Blocks, values: Values, wanted: Int[Tensor, "ranks lists"]) -> Float[np.ndarray, "ranks lists 2"]:
     """For every rank and list two values between which the threshold lies, but for one sample in thousands."""
     parts = [values(block).flatten(1).to(torch.float32).numpy(force=True) for block in blocks.sample(_SAMPLE)]
+    brackets = np.empty((*wanted.shape, 2), np.float32)
+    brackets[:] = -np.inf, np.inf
+    if not parts:
+        return brackets
     sample = np.sort(np.concatenate(parts, axis=1), axis=1)[:, ::-1]
     size = sample.shape[1]
-    brackets = np.empty((*wanted.shape, 2), np.float32)
     for rank, row in enumerate(wanted.tolist()):
         for place, count in enumerate(row):
             share = count / max(blocks.numel, 1)
             middle, slack = share * size, 4 * (size * share * (1 - share)) ** 0.5 + 4
             first, end = int(middle - slack), int(middle + slack) + 1
-            brackets[rank, place] = (
-                sample[place, end] if end < size else -np.inf,
-                sample[place, first] if first >= 0 else np.inf,
-            )
+            if end < size:
+                brackets[rank, place, 0] = sample[place, end]
+            if first >= 0:
+                brackets[rank, place, 1] = sample[place, first]
     return brackets
 
 
