@@ -118,11 +118,33 @@ def _brackets(blocks: Blocks, values: Values, wanted: Int[Tensor, "ranks lists"]
     return brackets
 
 
-class _Between(NamedTuple):
-    """Values of one list between two others, block by block, and how many are above them."""
+class _Between:
+    """Values of one list between two others, how many there are up to the end of each block, and how many are above.
 
-    above: list[int]
-    kept: list[np.ndarray]
+    They stand in one buffer that grows: small arrays would lie between the freed blocks and keep these from being used.
+    """
+
+    def __init__(self) -> None:
+        self.above = 0
+        self.ends = [0]
+        self._buffer = np.empty(1 << 12, np.float32)
+
+    def add(self, ranked: np.ndarray, low: float, high: float) -> int:
+        """Takes the values of the next block, and tells how many it keeps."""
+        over, inside = ranked > high, ranked >= low
+        inside ^= over
+        self.above += int(np.count_nonzero(over))
+        start, count = self.ends[-1], int(np.count_nonzero(inside))
+        while start + count > len(self._buffer):
+            self._buffer = np.concatenate([self._buffer, np.empty_like(self._buffer)])
+        self._buffer[start : start + count] = ranked[inside]
+        self.ends.append(start + count)
+        return count
+
+    @property
+    def values(self) -> np.ndarray:
+        """The values of all blocks."""
+        return self._buffer[: self.ends[-1]]
 
 
 class _Last(NamedTuple):
@@ -140,35 +162,30 @@ def _search(
     ranks, lists = wanted.shape
     threshold = torch.full((ranks, lists), torch.nan)
     last = torch.full((ranks, lists), _EVERYTHING)
-    found = [[_Between([], []) for _ in range(lists)] for _ in range(ranks)]
+    found = [[_Between() for _ in range(lists)] for _ in range(ranks)]
     most = min(_HELD * ranks * lists + blocks.numel * lists // 8, _MOST_HELD)
     held = 0
     for block in blocks:
         for place, row in enumerate(values(block)):
             ranked = row.reshape(-1).to(torch.float32).numpy(force=True)
             for rank in range(ranks):
-                low, high = brackets[rank, place]
-                over, inside = ranked > high, ranked >= low
-                inside ^= over
-                found[rank][place].above.append(int(np.count_nonzero(over)))
-                found[rank][place].kept.append(ranked[inside])
-                held += found[rank][place].kept[-1].size
+                held += found[rank][place].add(ranked, *brackets[rank, place])
         if held > most:  # too many equal values; the digits need no memory
             return list(zip(threshold, last, strict=True))
     lasts: dict[int, list[_Last]] = {}
     for rank in range(ranks):
         for place, between in enumerate(found[rank]):
-            inside = np.concatenate(between.kept)
-            left = int(wanted[rank, place]) - sum(between.above)
+            inside = between.values
+            left = int(wanted[rank, place]) - between.above
             if not 1 <= left <= inside.size:
                 continue
             value = np.partition(inside, inside.size - left)[inside.size - left]
             threshold[rank, place] = float(value)
             left -= int(np.count_nonzero(inside > value))
-            equal = np.cumsum([np.count_nonzero(kept == value) for kept in between.kept])
-            if equal[-1] > left:  # more entries at the threshold than places left: the last one must be found
-                index = int(np.searchsorted(equal, left))
-                before = int(equal[index - 1]) if index else 0
+            equal = np.flatnonzero(inside == value)
+            if len(equal) > left:  # more entries at the threshold than places left: the last one must be found
+                index = int(np.searchsorted(between.ends, equal[left - 1], side="right")) - 1
+                before = int(np.searchsorted(equal, between.ends[index]))
                 lasts.setdefault(index, []).append(_Last(rank, place, left - before))
     for index, block in enumerate(blocks) if lasts else ():
         for item in lasts.get(index, ()):
