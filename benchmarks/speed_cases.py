@@ -77,7 +77,7 @@ def peer_command(case: Case, models: Sequence[Path], output: Path, python: Path)
         return [str(python), "-I", script, case.call, str(output.with_suffix(".safetensors")), *weights]
     base, *experts = models
     lines = [f"merge_method: {case.call}", "dtype: float32"]
-    if case.call not in ("linear", "karcher"):  # those take no base
+    if case.call not in ("linear", "karcher", "multislerp"):  # merges of weights, not of task vectors
         lines.append(f"base_model: {base}")
     lines.append("models:")
     for expert in experts:
