@@ -8,7 +8,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ..linalg import thin_svd
+from ..linalg import levelled
 from ._blocks import TaskVectors
 from ._method import SpectralMethod
 from ._registry import register
@@ -31,6 +31,4 @@ class IsoC(SpectralMethod):
     source: ClassVar[str] = "Marczak et al., 2025, arXiv 2502.04959"
 
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
-        u, s, vt = thin_svd(deltas.sum(), floor=deltas.noise())
-        rank = int((s > 0).sum())
-        return (u @ vt).mul_(s.sum() / max(rank, 1))
+        return levelled(deltas.sum(), deltas.noise())
