@@ -59,7 +59,7 @@ def timed(function: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
 
 
 def kernels() -> None:
-    """Time and error on task vectors like those of benchmarks/whisper_small.py."""
+    """Time and error on task vectors like those of benchmarks/whisper_inputs.py."""
     print(
         f"\n{'TSV-M, 4 experts':<18}{'SVD float64':>12}{'SVD float32':>12}{'Gram float64':>13}   errors of the last two"
     )

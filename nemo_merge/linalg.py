@@ -104,14 +104,40 @@ def thin_svd(
     tall = matrix.shape[0] >= matrix.shape[1]
     a = matrix.to(torch.float64)
     a = a if tall else a.mT
+    s, vectors = _short_side(a, floor, largest)
+    leading = s[:rank]
+    v = vectors[:, : len(leading)] * (leading > 0)
+    u = (a @ v) / torch.where(leading > 0, leading, 1.0)
+    return Svd(u, s, v.mT) if tall else Svd(v, s, u.mT)
+
+
+def levelled(matrix: Float[Tensor, "rows columns"], floor: float = 0.0) -> Float[Tensor, "rows columns"]:
+    """The matrix with all singular values that :func:`thin_svd` finds brought to their mean; the others stay zero.
+
+    One product less than multiplying the singular vectors out, good to 1e-10 on well-conditioned input.
+
+    Args:
+        matrix: any real matrix.
+        floor: size of singular values that are noise, as in :func:`thin_svd`.
+
+    Returns:
+        In float64.
+    """
+    tall = matrix.shape[0] >= matrix.shape[1]
+    a = matrix.to(torch.float64)
+    s, v = _short_side(a if tall else a.mT, floor)
+    there = s > 0
+    mean = s.sum() / there.sum().clamp_min(1)
+    middle = (v * torch.where(there, mean / torch.where(there, s, 1.0), 0.0)) @ v.mT
+    return a @ middle if tall else middle @ a
+
+
+def _short_side(a: Float[Tensor, "rows columns"], floor: float, largest: float | None = None) -> tuple[Tensor, Tensor]:
+    """Singular values in descending order, zero where they are noise, and the right singular vectors."""
     eigenvalues, vectors = torch.linalg.eigh(a.mT @ a)
     s = eigenvalues.flip(-1).clamp_min(0).sqrt()
     top = float(s[0]) if largest is None else largest
-    s = torch.where(s > noise_cut(top, floor), s, 0.0)
-    leading = s[:rank]
-    v = vectors.flip(-1)[:, : len(leading)] * (leading > 0)
-    u = (a @ v) / torch.where(leading > 0, leading, 1.0)
-    return Svd(u, s, v.mT) if tall else Svd(v, s, u.mT)
+    return torch.where(s > noise_cut(top, floor), s, 0.0), vectors.flip(-1)
 
 
 def leading_part(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Tensor, "rows columns"]:

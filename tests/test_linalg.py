@@ -11,6 +11,7 @@ from nemo_merge.linalg import (
     SCHEDULES,
     leading_part,
     left_basis,
+    levelled,
     orthogonalise,
     randomised_svd,
     schedule_steps,
@@ -64,6 +65,21 @@ def test_thin_svd_of_zero_is_zero():
     assert not s.any()
     assert torch.isfinite(u).all()
     assert torch.isfinite(vt).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_levelled_is_the_mean_singular_value_times_the_polar_factor(shape):
+    matrix = torch.randn(shape, dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    assert relative(levelled(matrix), s.mean() * u @ vt) < 1e-10
+
+
+def test_levelled_leaves_missing_directions_at_zero():
+    matrix = with_spectrum(30, 20, torch.tensor([1.0, 0.5, RANK_TOLERANCE / 10], dtype=torch.float64))
+    s = torch.linalg.svdvals(levelled(matrix))
+    assert s[:2].tolist() == pytest.approx([0.75, 0.75])
+    assert float(s[2]) < 1e-5
+    assert not levelled(torch.zeros(4, 3)).any()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import signal
 import sys
@@ -41,6 +42,8 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of ``nemo-merge``: a problem the user can solve is one message on stderr and exit code 2."""
+    # Importing torch makes very many objects that stay; looking for garbage among them takes a sixth of that time.
+    gc.set_threshold(50_000, 20, 100)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that temporary files are removed
     try:
         cli.main(standalone_mode=False)

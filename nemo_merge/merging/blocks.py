@@ -11,8 +11,8 @@ from ..checkpoints import Checkpoint
 from ..low_rank import AdaptedTensor
 from ..methods import Block, Blocks
 
-BLOCK_ELEMENTS = 1 << 18
-"""Elements of one tensor in a block: 1 MB in float32, so that a block of a few experts stays in the cache."""
+BLOCK_ELEMENTS = 1 << 16
+"""Elements of one tensor in a block: 256 kB in float32, so that a block of a few experts stays in the cache."""
 
 
 class TensorBlocks(Blocks):
@@ -50,11 +50,22 @@ class TensorBlocks(Blocks):
         row = self.numel // max(self._rows, 1)
         for first in range(0, self._rows, self._step):
             part = slice(first, first + self._step) if base.dim() else ...
-            rows = base[part].to(self._dtype)
-            stack = torch.empty((len(experts), *rows.shape), dtype=self._dtype, device=base.device)
-            for place, expert in zip(stack, experts, strict=True):
-                place.copy_(expert[part])  # type: ignore[index]  # an ellipsis only for stored tensors
-            yield Block(rows, stack, self._start + first * row, self._name)
+            yield Block(
+                base[part].to(self._dtype),
+                [expert[part].to(base.device) for expert in experts],  # type: ignore[index]  # an ellipsis only for stored tensors
+                self._start + first * row,
+                self._name,
+            )
+
+    def sample(self, count: int) -> Iterator[Block]:
+        stored = [tensor for tensor in self._experts if isinstance(tensor, Tensor)]
+        if len(stored) < len(self._experts):
+            yield from self  # base plus adapter is not stored anywhere: single entries cost as much as all
+            return
+        # An odd stride, so that entries of all columns come up.
+        stride = max(1, self.numel // max(count, 1)) | 1
+        base, *experts = (tensor.reshape(-1)[::stride].to(self._base.device) for tensor in (self._base, *stored))
+        yield Block(base.to(self._dtype), experts, self._start, self._name)
 
 
 class ModelBlocks(Blocks):
@@ -67,6 +78,12 @@ class ModelBlocks(Blocks):
     def __iter__(self) -> Iterator[Block]:
         for tensor in self._tensors:
             yield from tensor
+
+    def sample(self, count: int) -> Iterator[Block]:
+        share = count / max(self.numel, 1)
+        for tensor in self._tensors:
+            if (wanted := round(tensor.numel * share)) > 0:
+                yield from tensor.sample(wanted)
 
 
 def sources(template: Checkpoint, experts: Sequence[Checkpoint], name: str) -> list[Tensor | AdaptedTensor]:

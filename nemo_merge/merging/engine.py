@@ -22,6 +22,7 @@ from .factored import by_cores, cores_of
 from .parallel import in_threads, single_threaded_torch
 from .plan import MergePlan, Row, Treatment
 from .progress import Progress
+from .scan import non_finite
 
 ROUNDING_WARNING = 0.1
 """Share of the merged change that may be lost by rounding to the output type before the user is told."""
@@ -343,7 +344,7 @@ def _finish(plan: MergePlan, row: Row, base: Tensor, combined: Tensor, place: Pl
     if place is not None:
         for post in plan.then:
             combined = post.apply(combined, place)
-    return base + row.method.applied_scale(len(plan.experts)) * combined
+    return torch.add(base, combined, alpha=row.method.applied_scale(len(plan.experts)))
 
 
 def _average_statistics(plan: MergePlan, row: Row, weights: Float[Tensor, " experts"]) -> Callable[[Block], Tensor]:
@@ -368,7 +369,7 @@ def _average_statistics(plan: MergePlan, row: Row, weights: Float[Tensor, " expe
 
 
 def _check(row: Row, values: Tensor) -> None:
-    if values.dtype.is_floating_point and not torch.isfinite(values).all():
+    if non_finite(values):
         kind = str(values.dtype).removeprefix("torch.")
         raise MergeError(
             f"tensor {row.name!r}: the merge by {_describe(row.method)} gives values that do not fit into {kind}; "

@@ -43,7 +43,7 @@ def scan_tensor(name: str, template: Checkpoint, experts: Sequence[Checkpoint]) 
     for parts in _pieces(tensors):
         for index, part in enumerate(parts):
             different[index] = different[index] or not torch.equal(part.to(parts[0]), parts[0])
-            bad[index] += _count_non_finite(part)
+            bad[index] += non_finite(part)
             if role is Role.BATCH_NORM_VARIANCE:
                 negative[index] = negative[index] or bool((part < 0).any())
     for index, holder in enumerate(same):
@@ -75,7 +75,8 @@ def _pieces(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
         yield [tensor[first : first + step] for tensor in tensors]
 
 
-def _count_non_finite(part: Tensor) -> int:
+def non_finite(part: Tensor) -> int:
+    """How many values are NaN or infinite."""
     if not part.dtype.is_floating_point:
         return 0
     # One sum tells almost always: it is finite only if all terms are. When it overflows, the terms are counted.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import overload
 
 import torch
@@ -14,26 +13,42 @@ from torch import Tensor
 from ..low_rank import AdaptedTensor, Cores
 
 
-@dataclass(frozen=True)
 class Block:
     """Consecutive rows of one tensor, from the base and from every expert: what a method sees at a time.
 
-    Attributes:
+    Args:
         base: rows of the base model.
-        experts: the same rows of every expert.
+        experts: the same rows of every expert, in one tensor or one by one; they may be of other types than the base.
         start: index of the first element in the flattened tensor (in the whole model for methods of model scope).
         name: name of the tensor.
+
+    Attributes:
+        rows: the rows of every expert, one by one.
     """
 
-    base: Float[Tensor, "*shape"]
-    experts: Float[Tensor, "experts *shape"]
-    start: int
-    name: str = ""
+    def __init__(
+        self, base: Float[Tensor, "*shape"], experts: Sequence[Tensor] | Tensor, start: int, name: str = ""
+    ) -> None:
+        self.base = base
+        self.start = start
+        self.name = name
+        self.rows = list(experts)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def experts(self) -> Float[Tensor, "experts *shape"]:
+        """The rows of every expert, in the type of the base."""
+        return torch.stack([expert.to(self.base) for expert in self.rows])
 
     @property
     def deltas(self) -> Float[Tensor, "experts *shape"]:
-        """Task vectors: expert minus base."""
-        return self.experts - self.base
+        """Task vectors: expert minus base; a new tensor each time."""
+        deltas = self.base.new_empty((len(self), *self.base.shape))
+        for expert, delta in zip(self.rows, deltas, strict=True):
+            torch.sub(expert, self.base, out=delta)
+        return deltas
 
     @property
     def magnitudes(self) -> Float[Tensor, "experts *shape"]:
@@ -42,7 +57,25 @@ class Block:
 
     def weighted(self, weights: Float[Tensor, " experts"]) -> Float[Tensor, "experts *shape"]:
         """Task vectors, each times its expert's weight."""
-        return self.deltas.mul_(weights.to(self.base).view(-1, *[1] * self.base.dim()))
+        deltas = self.deltas
+        for delta, weight in zip(deltas, weights.tolist(), strict=True):
+            if weight != 1:
+                delta *= weight
+        return deltas
+
+    def weighted_sum(self, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*shape"]:
+        """Sum of the task vectors times their experts' weights, one expert after the other."""
+        delta, total = torch.empty_like(self.base), None
+        for expert, weight in zip(self.rows, weights.tolist(), strict=True):
+            torch.sub(expert, self.base, out=delta)
+            total = delta * weight if total is None else total.add_(delta, alpha=weight)
+        assert total is not None
+        return total
+
+
+def per_expert(values: Float[Tensor, " experts"], like: Float[Tensor, "experts *shape"]) -> Tensor:
+    """One value per expert, shaped so that it applies to the expert's rows."""
+    return values.to(like).view(-1, *[1] * (like.dim() - 1))
 
 
 class Blocks(ABC):
@@ -52,6 +85,10 @@ class Blocks(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Block]: ...
+
+    def sample(self, count: int) -> Iterator[Block]:
+        """Blocks of about so many entries in all, from everywhere; by default of all entries."""
+        return iter(self)
 
 
 class TaskVectors(Sequence[Tensor]):

@@ -95,7 +95,7 @@ class Method(ABC):
 
     def rest(self, block: Block, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*shape"]:
         """The merged task vector, before ``scale``, of a tensor that the method does not treat itself: the mean."""
-        return torch.einsum("t...,t->...", block.deltas, (weights / len(weights)).to(block.base))
+        return block.weighted_sum(weights / len(weights))
 
     def requires_base(self, experts: int) -> bool:
         """Whether the method cannot do without a base."""
@@ -178,4 +178,4 @@ class SpectralMethod(Method):
 
 def sum_of_task_vectors(block: Block, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*shape"]:
     """The weighted sum of the task vectors."""
-    return torch.einsum("t...,t->...", block.deltas, weights.to(block.base))
+    return block.weighted_sum(weights)

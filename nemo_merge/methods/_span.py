@@ -70,16 +70,17 @@ class SpanMethod(Method):
             return None
         products = torch.zeros(len(weights) + 1, len(weights) + 1, dtype=torch.float64)
         for block in blocks:
-            flat = _vectors(block).flatten(1)
-            products += (flat @ flat.mT).cpu()
+            products += _products(_vectors(block).flatten(1)).cpu()
         return self.coefficients(Gram(products), weights)
 
     def combine_block(
         self, block: Block, weights: Float[Tensor, " experts"], statistics: Tensor | None
     ) -> Float[Tensor, "*shape"]:
-        vectors = torch.cat([block.base[None], block.deltas])
         if statistics is not None:
-            return torch.einsum("t,t...->...", statistics.to(vectors), vectors)
+            first, others = float(statistics[0]), statistics[1:]
+            change = block.weighted_sum(others)
+            return change.add_(block.base, alpha=first) if first else change
+        vectors = torch.cat([block.base[None], block.deltas])
         rows = _vectors(block).reshape(len(vectors), block.base.shape[0] if block.base.dim() > 1 else 1, -1)
         products = torch.einsum("trn,srn->rts", rows, rows).cpu()
         coefficients = self.coefficients(Gram(products), weights).to(vectors)
@@ -97,7 +98,20 @@ class DirectionMethod(SpanMethod):
 
 
 def _vectors(block: Block) -> Float[Tensor, "vectors *shape"]:
-    return torch.cat([block.base.double()[None], block.experts.double() - block.base.double()])
+    vectors = block.base.new_empty((len(block) + 1, *block.base.shape), dtype=torch.float64)
+    vectors[0] = block.base
+    for vector, expert in zip(vectors[1:], block.rows, strict=True):
+        torch.sub(vector.copy_(expert), vectors[0], out=vector)
+    return vectors
+
+
+def _products(vectors: Float[Tensor, "vectors numbers"]) -> Float[Tensor, "vectors vectors"]:
+    """Inner products, one pair at a time: products of matrices of so few rows are no faster."""
+    products = vectors.new_empty(len(vectors), len(vectors))
+    for one, vector in enumerate(vectors):
+        for other in range(one + 1):
+            products[one, other] = products[other, one] = torch.dot(vector, vectors[other])
+    return products
 
 
 def sine_ratio(share: Tensor | float, angle: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:

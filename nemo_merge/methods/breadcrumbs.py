@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError
-from ._blocks import Block, Blocks
+from ._blocks import Block, Blocks, per_expert
 from ._method import Method
 from ._parameters import parameter
 from ._registry import register
-from ._selection import Selection, largest, share_of
+from ._selection import Selection, descending, selections, share_of
 
 
 @register
@@ -58,26 +58,26 @@ class Breadcrumbs(Method):
             return None
         dropped = share_of(blocks, self.outliers, len(weights))
         kept = share_of(blocks, self.density, len(weights))
-        counts = (dropped, dropped + kept)
-        outliers, both = (largest(blocks, lambda block: block.magnitudes, count) for count in counts)
+        outliers, both = selections(blocks, lambda block: block.magnitudes, [dropped, dropped + kept])
         return outliers, both
 
     def combine_block(
         self, block: Block, weights: Float[Tensor, " experts"], statistics: tuple[Selection, Selection] | None
     ) -> Float[Tensor, "*shape"]:
-        magnitudes = block.magnitudes
+        deltas = block.deltas
+        magnitudes = deltas.abs()
         if statistics is None:
             kept = self._in_rows(magnitudes)
         else:
             outliers, both = statistics
-            kept = both.mask(block, magnitudes) & ~outliers.mask(block, magnitudes)
-        return torch.where(kept, block.weighted(weights), 0).sum(0)
+            kept = both.mask(block, magnitudes).sub_(outliers.mask(block, magnitudes))
+        return deltas.mul_(kept).mul_(per_expert(weights, deltas)).sum(0)
 
-    def _in_rows(self, magnitudes: Float[Tensor, "experts *shape"]) -> Bool[Tensor, "experts *shape"]:
+    def _in_rows(self, magnitudes: Float[Tensor, "experts *shape"]) -> Float[Tensor, "experts *shape"]:
         rows = magnitudes.flatten(2) if magnitudes.dim() > 2 else magnitudes
         count = rows.shape[-1]
         first = int(self.outliers * count + 1e-9)
         end = first + int(self.density * count + 1e-9)
-        order = rows.argsort(dim=-1, descending=True, stable=True)
-        kept = torch.zeros_like(rows, dtype=torch.bool)
-        return kept.scatter_(-1, order[..., first:end], True).view_as(magnitudes)
+        order = descending(rows)
+        kept = torch.zeros_like(rows)
+        return kept.scatter_(-1, order[..., first:end], 1.0).view_as(magnitudes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -39,7 +40,8 @@ class Dare(SparseMethod):
     def combine_block(
         self, block: Block, weights: Float[Tensor, " experts"], statistics: Any
     ) -> Float[Tensor, "*shape"]:
-        deltas = block.weighted(weights).div_(self.density)
+        deltas = block.weighted(weights / self.density)
         for expert, delta in enumerate(deltas):
-            delta[uniform(block, self.seed, expert) >= self.density] = 0
+            numbers = uniform(block, self.seed, expert)
+            delta *= torch.lt(numbers, self.density, out=numbers)
         return self.combined(deltas)

@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError
-from ._blocks import Block
+from ._blocks import Block, per_expert
 from ._parameters import parameter
 from ._random import uniform
 from ._registry import register
+from ._selection import ascending
 from ._sparse import Combine, SparseMethod
 
 
@@ -57,19 +58,20 @@ class Della(SparseMethod):
     def combine_block(
         self, block: Block, weights: Float[Tensor, " experts"], statistics: Any
     ) -> Float[Tensor, "*shape"]:
-        deltas = block.weighted(weights)
-        for expert, delta in enumerate(block.magnitudes):
-            kept = self._probability(delta)
-            deltas[expert] /= kept
-            deltas[expert][uniform(block, self.seed, expert) >= kept] = 0
-        return self.combined(deltas)
+        deltas = block.deltas
+        for expert, delta in enumerate(deltas):
+            kept = self._probability(delta.abs())
+            numbers = uniform(block, self.seed, expert)
+            delta *= torch.lt(numbers, kept, out=numbers)
+            delta /= kept
+        return self.combined(deltas.mul_(per_expert(weights, deltas)))
 
     def _probability(self, magnitude: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         rows = magnitude.reshape(magnitude.shape[0] if magnitude.dim() > 1 else 1, -1)
         longest = rows.shape[1] - 1
         if longest == 0 or self.epsilon == 0:
             return torch.full_like(magnitude, self.density)
-        order = rows.argsort(dim=1, stable=True)
+        order = ascending(rows)
         ramp = torch.linspace(
             self.density - self.epsilon, self.density + self.epsilon, longest + 1, dtype=rows.dtype, device=rows.device
         )

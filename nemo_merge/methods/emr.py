@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,4 +40,4 @@ class Emr(Method):
 def unified(deltas: Float[Tensor, "experts *shape"]) -> Float[Tensor, "*shape"]:
     """The unified task vector of weighted ones."""
     sign = deltas.sum(0).sign()
-    return sign * torch.where(deltas.sign() == sign, deltas.abs(), 0).amax(0)
+    return sign * (deltas * sign).amax(0).clamp_min_(0)  # exact: the sign is 1, -1 or 0

@@ -8,7 +8,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ..linalg import thin_svd
+from ..linalg import levelled
 from ._blocks import TaskVectors
 from ._method import SpectralMethod
 from ._registry import register
@@ -35,6 +35,4 @@ class IsoC(SpectralMethod):
         return True
 
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
-        u, s, vt = thin_svd(deltas.sum(), floor=deltas.noise())
-        rank = int((s > 0).sum())
-        return (u @ vt).mul_(s.sum() / max(rank, 1))
+        return levelled(deltas.sum(), deltas.noise())

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._blocks import Block, Blocks
+from ._blocks import Block, Blocks, per_expert
 from ._method import Method
 from ._parameters import parameter
 from ._registry import register
-from ._selection import largest, quantiles, share_of
+from ._selection import quantiles, selections, share_of
 
 _CLIPPED = 1e-4  # share of entries clipped at either end, as in the authors' stand-alone script
 
@@ -92,41 +92,43 @@ class Pcb(Method):
 
         # In the authors' code the value at the quantile is itself raised to it, and ends at 0.
         kept = share_of(blocks, self.ratio, experts) + (1 if self.variant == "code" else 0)
-        threshold = largest(blocks, scores, kept.clamp(1, blocks.numel)).threshold
-        return found._replace(threshold=threshold, top=largest(blocks, scores, torch.ones_like(kept)).threshold)
+        counts = [kept.clamp(1, blocks.numel), torch.ones_like(kept)]
+        threshold, top = (item.threshold for item in selections(blocks, scores, counts))
+        return found._replace(threshold=threshold, top=top)
 
     def combine_block(
         self, block: Block, weights: Float[Tensor, " experts"], statistics: _Statistics
     ) -> Float[Tensor, "*shape"]:
         deltas = block.weighted(weights)
         scores = self._scores(deltas, statistics).to(deltas)
-        threshold, top = _per_expert(statistics.threshold, scores), _per_expert(statistics.top, scores)
+        threshold, top = per_expert(statistics.threshold, scores), per_expert(statistics.top, scores)
         if self.variant == "paper":
             shares = torch.where(scores >= threshold, scores, 0)
         else:
             width = top - threshold
-            level = (scores >= top) & (scores > 0)  # where all that is left has one score
-            shares = torch.where(width > 0, (scores - threshold).clamp_min(0) / torch.where(width > 0, width, 1), level)
-            deltas = deltas.sign() * deltas.abs().clamp(
-                _per_expert(statistics.low, deltas), _per_expert(statistics.high, deltas)
-            )
-        total = shares.sum(0)
-        return (shares * deltas).sum(0) / torch.where(total > 0, total, 1)
+            shares = scores.clone() if bool((width <= 0).any()) else scores
+            shares.sub_(threshold).clamp_min_(0).div_(torch.where(width > 0, width, 1))
+            for expert in (width.flatten() <= 0).nonzero().flatten().tolist():  # all that is left has one score
+                shares[expert] = (scores[expert] >= top[expert]) & (scores[expert] > 0)
+            sizes = deltas.abs().clamp_(per_expert(statistics.low, deltas), per_expert(statistics.high, deltas))
+            deltas = deltas.sign_().mul_(sizes)
+        total = shares.sum(0).clamp_min_(torch.finfo(shares.dtype).tiny)
+        return deltas.mul_(shares).sum(0).div_(total)
 
     def _scores(self, deltas: Float[Tensor, "experts *shape"], found: _Statistics) -> Float[Tensor, "experts *shape"]:
         """In float32, the type in which thresholds are found, so that an entry at the threshold is not above it."""
         experts = len(deltas)
         if found.products is None:
-            low, high = _per_expert(found.low, deltas), _per_expert(found.high, deltas)
-            intra = (experts * _minmax(deltas.abs().clamp(low, high), low, high).square()).exp()
-            return (intra * torch.tanh(deltas * deltas.sum(0))).float()
+            low, high = per_expert(found.low, deltas), per_expert(found.high, deltas)
+            intra = _minmax(deltas.abs(), low, high).square_().mul_(experts).exp_()  # minmax clips to the same range
+            return (deltas * deltas.sum(0)).tanh_().mul_(intra).float()
         scores = torch.empty_like(deltas)
         for one, delta in enumerate(deltas):
             least, greatest, sums, own = (part.to(deltas.device) for part in found.products)
             intra = (experts * _minmax(delta.square(), least[one, one], greatest[one, one])).exp() / own[one]
-            normal = _minmax(deltas * delta, _per_expert(least[one], deltas), _per_expert(greatest[one], deltas))
+            normal = _minmax(deltas * delta, per_expert(least[one], deltas), per_expert(greatest[one], deltas))
             moved = greatest[one, one] > 0  # an expert equal to the base does not compete
-            scores[one] = moved * intra * (normal.exp() / _per_expert(sums[one], deltas)).sum(0)
+            scores[one] = moved * intra * (normal.exp() / per_expert(sums[one], deltas)).sum(0)
         return scores.float()
 
 
@@ -152,8 +154,4 @@ def _products(blocks: Blocks, weights: Float[Tensor, " experts"]) -> _Products:
 def _minmax(values: Tensor, least: Tensor, greatest: Tensor) -> Tensor:
     """Values brought to [0, 1]; 0 where all are equal."""
     width = (greatest - least).to(values)
-    return ((values - least.to(values)) / torch.where(width > 0, width, 1)).clamp(0, 1)
-
-
-def _per_expert(values: Float[Tensor, " experts"], like: Float[Tensor, "experts *shape"]) -> Tensor:
-    return values.to(like).view(-1, *[1] * (like.dim() - 1))
+    return (values - least.to(values)).div_(torch.where(width > 0, width, 1)).clamp_(0, 1)

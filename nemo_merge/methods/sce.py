@@ -48,18 +48,18 @@ class Sce(Method):
 
     def statistics(self, blocks: Blocks, weights: Float[Tensor, " experts"]) -> _Statistics:
         def variance(block: Block) -> Float[Tensor, "1 *shape"]:
-            return block.weighted(weights).var(0, correction=0)[None]
+            return _variance(block.weighted(weights))
 
         selection = None
         if self.select < 1:
-            different = sum(int((variance(block) > 0).sum()) for block in blocks)
+            different = sum(int(torch.count_nonzero(variance(block))) for block in blocks)
             selection = largest(blocks, variance, torch.tensor([int(self.select * different + 1e-9)]))
         energy = torch.zeros(len(weights), dtype=torch.float64)
         for block in blocks:
-            deltas = block.weighted(weights).double()
+            deltas = block.weighted(weights)
             if selection is not None:
-                deltas *= selection.mask(block, variance(block))
-            energy += deltas.flatten(1).square().sum(1).cpu()
+                deltas *= selection.mask(block, _variance(deltas))
+            energy += torch.stack([torch.dot(delta, delta) for delta in deltas.double().flatten(1)]).cpu()
         total = energy.sum()
         # Squares of tiny task vectors are no reason for another formula; only when all are 0 nothing can be weighed.
         return _Statistics(selection, energy / total if total > 0 else torch.full_like(energy, 1 / len(weights)))
@@ -69,9 +69,20 @@ class Sce(Method):
     ) -> Float[Tensor, "*shape"]:
         deltas = block.weighted(weights)
         if self.mask_scope == "all" and statistics.selection is not None:
-            deltas *= statistics.selection.mask(block, deltas.var(0, correction=0)[None])
-        shares = statistics.shares.to(deltas).view(-1, *[1] * block.base.dim())
-        left = (deltas.sign() == deltas.sum(0).sign()) & (deltas != 0)
-        weight = torch.where(left, shares, 0)
-        total = weight.sum(0)
-        return (weight * deltas).sum(0) / torch.where(total > 0, total, 1)
+            deltas *= statistics.selection.mask(block, _variance(deltas))
+        sign = deltas.sum(0).sign_()
+        along = deltas.mul_(sign).clamp_min_(0)  # exact: the sign is 1, -1 or 0
+        shares = statistics.shares.to(along)
+        total = torch.einsum("t...,t->...", along, shares)
+        weight = torch.einsum("t...,t->...", along.sign_(), shares)
+        return total.mul_(sign).div_(weight.clamp_min_(torch.finfo(weight.dtype).tiny))
+
+
+def _variance(deltas: Float[Tensor, "experts *shape"]) -> Float[Tensor, "1 *shape"]:
+    """Variance over the experts of every entry; exactly 0 where all are equal."""
+    away = deltas[1:] - deltas[0]
+    mean = away.sum(0).div_(len(deltas))
+    squares = mean.square()
+    for other in away:
+        squares += other.sub_(mean).square_()
+    return squares.div_(len(deltas))[None]

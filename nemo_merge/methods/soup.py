@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConfigError
-from ._method import TaskVectorMethod
+from ._blocks import Block
+from ._method import Method
 from ._registry import register
 
 
 @register
 @dataclass(frozen=True)
-class Soup(TaskVectorMethod):
+class Soup(Method):
     """Weighted mean of the experts (Wortsman et al., 2022, Model soups, arXiv 2203.05482, section 3).
 
     ``merged = sum_t w_t expert_t / sum_t w_t``; with ``scale`` s it is ``base + s (mean - base)``. Equal weights give
@@ -37,10 +37,10 @@ class Soup(TaskVectorMethod):
     def rotation_equivariant(self) -> bool:
         return True
 
-    def combine(
-        self, deltas: Float[Tensor, "experts *shape"], weights: Float[Tensor, " experts"]
+    def combine_block(
+        self, block: Block, weights: Float[Tensor, " experts"], statistics: Any
     ) -> Float[Tensor, "*shape"]:
-        return torch.einsum("t...,t->...", deltas, normalised(weights).to(deltas))
+        return block.weighted_sum(normalised(weights))
 
 
 def normalised(weights: Float[Tensor, " experts"]) -> Float[Tensor, " experts"]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._method import TaskVectorMethod
+from ._blocks import Block
+from ._method import Method
 from ._registry import register
 
 
 @register
 @dataclass(frozen=True)
-class TaskArithmetic(TaskVectorMethod):
+class TaskArithmetic(Method):
     """Adds the weighted sum of the task vectors to the base (Ilharco et al., 2023, arXiv 2212.04089, section 2).
 
     ``merged = base + scale * sum_t w_t (expert_t - base)``. The default scale is 1/T, the mean of the experts; values
@@ -23,6 +23,7 @@ class TaskArithmetic(TaskVectorMethod):
     """
 
     name: ClassVar[str] = "task_arithmetic"
+    family: ClassVar[str] = "task vectors"
     source: ClassVar[str] = "Ilharco et al., 2023, arXiv 2212.04089"
 
     def default_scale(self, experts: int) -> float:
@@ -32,7 +33,7 @@ class TaskArithmetic(TaskVectorMethod):
     def rotation_equivariant(self) -> bool:
         return True
 
-    def combine(
-        self, deltas: Float[Tensor, "experts *shape"], weights: Float[Tensor, " experts"]
+    def combine_block(
+        self, block: Block, weights: Float[Tensor, " experts"], statistics: Any
     ) -> Float[Tensor, "*shape"]:
-        return torch.einsum("t...,t->...", deltas, weights.to(deltas))
+        return block.weighted_sum(weights)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._blocks import Block, Blocks
+from ._blocks import Block, Blocks, per_expert
 from ._method import Method
 from ._parameters import parameter
 from ._registry import register
@@ -52,15 +51,15 @@ class Ties(Method):
     def combine_block(
         self, block: Block, weights: Float[Tensor, " experts"], statistics: Selection | None
     ) -> Float[Tensor, "*shape"]:
-        deltas = block.weighted(weights)
-        if statistics is None:
-            return mean_of_the_agreeing(deltas)
-        return mean_of_the_agreeing(torch.where(statistics.mask(block, block.magnitudes), deltas, 0))
+        deltas = block.deltas
+        if statistics is not None:
+            deltas *= statistics.mask(block, deltas.abs())
+        return mean_of_the_agreeing(deltas.mul_(per_expert(weights, deltas)))
 
 
 def mean_of_the_agreeing(deltas: Float[Tensor, "experts *shape"]) -> Float[Tensor, "*shape"]:
     """Mean over the entries that are not zero and have the sign of their sum; 0 where the sum is 0."""
-    sign = deltas.sum(0).sign()
-    agreeing = deltas.sign() == sign
-    count = (agreeing & (deltas != 0)).sum(0)
-    return torch.where(agreeing, deltas, 0).sum(0) / count.clamp_min(1)
+    sign = deltas.sum(0).sign_()
+    along = (deltas * sign).clamp_min_(0)  # exact: the sign is 1, -1 or 0
+    total = along.sum(0)
+    return total.mul_(sign).div_(along.sign_().sum(0).clamp_min_(1))

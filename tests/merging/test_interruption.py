@@ -191,7 +191,7 @@ def test_an_error_in_the_middle_leaves_nothing(nemo_family, tmp_path, monkeypatc
     def fail(self, *_):
         raise RuntimeError("broken method")
 
-    monkeypatch.setattr(Soup, "combine", fail)
+    monkeypatch.setattr(Soup, "combine_block", fail)
     with pytest.raises(RuntimeError, match="broken method"):
         merge(base, experts, "soup", output=tmp_path / "m.nemo")
     assert [path.name for path in tmp_path.iterdir()] == ["inputs"]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_merge import merge_state_dicts
 from nemo_merge.merging.blocks import TensorBlocks
+from nemo_merge.methods import _selection
 from nemo_merge.methods._selection import largest, share_of
 from tests.fixtures.models import family
 
@@ -48,6 +51,14 @@ def test_the_scope_of_the_model_equals_one_long_tensor():
     assert torch.equal(torch.cat([parts[name].reshape(-1) for name in names]), whole)
 
 
+ROUTES = {
+    "sample": {},
+    "misleading sample": {"_brackets": lambda blocks, values, wanted: np.zeros((*wanted.shape, 2), np.float32)},
+    "too much to hold": {"_MOST_HELD": -1},
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
 @settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(st.sampled_from([0.0, 1e-8, -1e-8, 0.5, -0.5, 1.0, 3.0, 1e30]), min_size=1, max_size=40),
@@ -55,6 +66,7 @@ def test_the_scope_of_the_model_equals_one_long_tensor():
     rows=st.integers(1, 4),
 )
 def test_selection_takes_exactly_so_many_and_the_lowest_index_among_equals(
+    route,
     values,
     density,
     rows,
@@ -62,10 +74,34 @@ def test_selection_takes_exactly_so_many_and_the_lowest_index_among_equals(
     delta = torch.tensor(values * rows).view(rows, len(values))
     blocks = TensorBlocks(torch.zeros_like(delta), [delta], torch.float32)
     blocks._step = 1  # the smallest blocks there are
-    selection = largest(blocks, lambda block: block.deltas.abs(), share_of(blocks, density, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ROUTES[route].items():
+            patch.setattr(_selection, name, value)
+        selection = largest(blocks, lambda block: block.deltas.abs(), share_of(blocks, density, 1))
     mask = torch.cat([selection.mask(block, block.deltas.abs())[0].reshape(-1) for block in blocks])
     magnitudes = delta.reshape(-1).abs()
     wanted = sorted(range(delta.numel()), key=lambda i: (-float(magnitudes[i]), i))[
         : int(density * delta.numel() + 1e-9)
     ]
     assert mask.nonzero().squeeze(1).tolist() == sorted(wanted)
+
+
+def test_a_large_tensor_is_searched_between_two_sampled_values(monkeypatch):
+    monkeypatch.setattr(_selection, "_SAMPLE", 2000)
+    monkeypatch.setattr(_selection, "_by_digits", lambda *_: pytest.fail("the sample did not help"))
+    delta = torch.randn(3, 200_000).round(decimals=3)  # many equal values
+    blocks = TensorBlocks(torch.zeros(200_000), list(delta), torch.float32)
+    counts = [torch.tensor([1, 40_000, 199_999]), torch.tensor([0, 20, 200_000])]
+    for count, selection in zip(
+        counts, _selection.selections(blocks, lambda block: block.magnitudes, counts), strict=True
+    ):
+        mask = torch.cat([selection.mask(block, block.magnitudes) for block in blocks], 1)
+        order = delta.abs().argsort(dim=1, descending=True, stable=True)
+        for place, number in enumerate(count.tolist()):
+            assert mask[place].nonzero().squeeze(1).tolist() == sorted(order[place, :number].tolist())
+
+
+@pytest.mark.parametrize(("order", "descending"), [(_selection.ascending, False), (_selection.descending, True)])
+def test_sorting_is_stable(order, descending):
+    values = torch.randint(0, 20, (5, 300)) / 7
+    assert torch.equal(order(values), values.argsort(dim=1, descending=descending, stable=True))
