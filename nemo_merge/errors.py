@@ -10,6 +10,8 @@ class NemoMergeError(Exception):
     """A problem that the user can solve; the command line prints it as one message and exits with 2."""
 
     exit_code = 2
+    silent = False
+    """Whether another process says what is wrong."""
 
 
 class ConfigError(NemoMergeError, ValueError):

@@ -11,7 +11,7 @@ import click
 
 from ..errors import NemoMergeError
 
-_VERBS = ("emr-apply", "inspect", "merge", "methods", "plan", "sweep")
+_VERBS = ("emr-apply", "inspect", "merge", "methods", "multirun", "plan", "reproduce", "sweep")
 
 
 class _LazyGroup(click.Group):
@@ -45,13 +45,14 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except NemoMergeError as error:
-        click.echo(f"nemo-merge: error: {error}", err=True)
+        if not error.silent:
+            click.echo(f"nemo-merge: error: {error}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("nemo-merge: interrupted, nothing was written", err=True)
+        click.echo("nemo-merge: interrupted; the output is as it was", err=True)
         sys.exit(130)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)

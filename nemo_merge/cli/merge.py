@@ -16,6 +16,7 @@ def command(arguments: tuple[str, ...]) -> None:
       nemo-merge merge method=boosted_tsvm method.beta=0.3 \
           base=base.nemo 'experts=[a.nemo,b.nemo]' output=merged.nemo
       nemo-merge merge configs/merge/ties.yaml method.density=0.5 output=ties.nemo
+      torchrun --nproc-per-node 4 -m nemo_merge merge ...    # shares the tensors among processes, on one or many nodes
 
     \b
     base=PATH         the model that the experts were fine-tuned from
@@ -28,6 +29,7 @@ def command(arguments: tuple[str, ...]) -> None:
     overwrite=true    replace an output that exists          [false]
     batch_norm=WORD   average, pooled or base                [average]
     dtype=TYPE        float32, float16, bfloat16, float64    [the base's]
+    device=cuda       factorise on the GPU                   [cpu]
     workers=N         threads                                [number of cores]
     """
     from ._memory import return_large_buffers
@@ -41,12 +43,16 @@ def command(arguments: tuple[str, ...]) -> None:
     if not settings.experts:
         raise click.UsageError("experts=[PATH,PATH] is missing")
     from ..merging import merge
+    from ..merging.ranks import ranks_of_torchrun
 
-    report = merge(
-        settings.base,
-        settings.experts,
-        method,
-        output=settings.output,
-        **settings.merge_options(),
-    )
-    click.echo(str(report))
+    with ranks_of_torchrun(settings.device) as ranks:
+        report = merge(
+            settings.base,
+            settings.experts,
+            method,
+            output=settings.output,
+            ranks=ranks,
+            **settings.merge_options(),
+        )
+        if ranks.first:
+            click.echo(str(report))

@@ -27,11 +27,12 @@ class MergeSettings:
     then: list[Any] = field(default_factory=list)
     batch_norm: str = "average"
     dtype: str | None = None
+    device: str = "cpu"
     workers: int | None = None
 
     def plan_options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~nemo_merge.merging.plan_merge`."""
-        return {name: getattr(self, name) for name in ("rules", "then", "batch_norm", "dtype", "workers")}
+        return {name: getattr(self, name) for name in ("rules", "then", "batch_norm", "dtype", "device", "workers")}
 
     def merge_options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~nemo_merge.merging.merge` beside the output and the method's parameters."""
@@ -54,10 +55,8 @@ def compose(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) 
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    config, rest = _read_file(arguments)
+    config, rest = read_file(arguments)
     try:
         overrides = OverridesParser.create().parse_overrides(list(rest))
     except HydraException as error:
@@ -69,6 +68,14 @@ def compose(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) 
             _add_to_grid(grid, override)
             continue
         _set(config, override.key_or_group, override.value(), remove=override.is_delete())
+    return settings_of(config, grid)
+
+
+def settings_of(config: dict[str, Any], grid: dict[str, list[Any]] | None = None) -> tuple[MergeSettings, Method]:
+    """Settings and method from plain data, as :func:`compose` makes it from a file and overrides; errors as there."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
         assert isinstance(plain, dict)
@@ -89,7 +96,8 @@ def compose(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) 
     return settings, method
 
 
-def _read_file(arguments: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]:
+def read_file(arguments: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]:
+    """The settings of the YAML file that comes first, if one does, and the remaining arguments."""
     if not arguments or "=" in arguments[0] or arguments[0].startswith(("+", "~")):
         return {}, arguments
     path = Path(arguments[0])

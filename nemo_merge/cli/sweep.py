@@ -35,21 +35,26 @@ def command(arguments: tuple[str, ...]) -> None:
     from dataclasses import fields
 
     from ..merging import sweep
+    from ..merging.ranks import ranks_of_torchrun
 
     given = {
         item.name: getattr(method, item.name)
         for item in fields(method)
         if item.name not in grid and getattr(method, item.name) != item.default
     }
-    reports = sweep(
-        settings.base,
-        settings.experts,
-        method.name,
-        grid=grid,
-        output=settings.output,
-        **settings.merge_options(),
-        **given,
-    )
+    with ranks_of_torchrun(settings.device) as ranks:
+        reports = sweep(
+            settings.base,
+            settings.experts,
+            method.name,
+            grid=grid,
+            output=settings.output,
+            ranks=ranks,
+            **settings.merge_options(),
+            **given,
+        )
+        if not ranks.first:
+            return
     for report in reports:
         click.echo(str(report.output))
     click.echo(f"{len(reports)} merges in {reports[0].seconds:.1f} s")

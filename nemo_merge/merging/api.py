@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,24 +15,22 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .. import methods
-from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, check_output, writer_for
+from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, Writer, check_output, writer_for
 from ..checkpoints._yaml import dump
 from ..checkpoints.memory import StateDictWriter
 from ..errors import ConfigError, OutputError
-from ..methods import Method, PostProcessor
+from ..methods import Method
 from ..methods.emr import Emr
 from .card import model_card
+from .distributed import ShardWriter, gather, share_of
 from .emr import EmrPackage, package_path
 from .engine import ROUNDING_WARNING, Execution, Progress, execute, execute_variants
 from .inputs import Source, open_inputs
-from .plan import BatchNorm, MergePlan, plan_merge, plan_variants
+from .plan import BatchNorm, MergePlan, PlanOptions, Rules, Then, plan_merge, plan_variants
 from .provenance import hashing, record
-from .rules import Rule
+from .ranks import ALONE, Ranks
 
 logger = logging.getLogger("nemo_merge")
-
-Rules = Sequence[Rule | Mapping[str, Any]]
-Then = Sequence[PostProcessor | Mapping[str, Any] | str]
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,10 @@ def merge(
     then: Then = (),
     batch_norm: BatchNorm = "average",
     dtype: str | None = None,
+    device: str = "cpu",
     workers: int | None = None,
     progress: bool | None = None,
+    ranks: Ranks = ALONE,
     **parameters: Any,
 ) -> MergeReport:
     """Merges experts into one checkpoint of the base's format.
@@ -90,8 +90,10 @@ def merge(
         then: post-processors of the merged task vectors, in order (``nemo_merge.methods.post_names()``).
         batch_norm: ``average``, ``pooled`` or ``base``, see :func:`~nemo_merge.merging.plan.plan_merge`.
         dtype: type of the merged weights; the base's by default.
+        device: where spectral methods factorise, ``cpu`` or ``cuda``; other methods are as fast as the disk.
         workers: threads; the number of cores by default. The bytes written do not depend on it.
         progress: show a progress bar; by default only on a terminal.
+        ranks: the processes that share the work, see :func:`~nemo_merge.merging.ranks.ranks_of_torchrun`.
         **parameters: parameters of the method, ``scale`` and ``weights`` among them.
 
     Raises:
@@ -102,21 +104,28 @@ def merge(
         OutputError: the output exists, or cannot be written.
     """
     chosen = _method(method, parameters)
-    options = Options(overwrite, rules, then, batch_norm, dtype, workers, progress)
+    options = Options(
+        rules=rules,
+        then=then,
+        batch_norm=batch_norm,
+        dtype=dtype,
+        device=device,
+        workers=workers,
+        overwrite=overwrite,
+        progress=progress,
+        ranks=ranks,
+    )
     return merge_variants(base, experts, {Path(output): chosen}, options)[0]
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(PlanOptions):
     """What :func:`merge` takes beside inputs, output and method; see there."""
 
     overwrite: bool = False
-    rules: Rules = ()
-    then: Then = ()
-    batch_norm: BatchNorm = "average"
-    dtype: str | None = None
-    workers: int | None = None
     progress: bool | None = None
+    ranks: Ranks = ALONE
+    """The processes that share the merge; see :func:`~nemo_merge.merging.ranks.ranks_of_torchrun`."""
     as_recorded: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found
     """Given the record of a merge, the one that its output is to carry: an earlier one when a merge is repeated."""
 
@@ -136,54 +145,80 @@ def merge_variants(
         options: as in :func:`merge`, the same for all.
     """
     started = time.monotonic()
-    for target in variants:
-        for file in written_files(target, variants[target]):
-            check_output(file, options.overwrite)  # before anything is read: the user should not wait for this
+    ranks = options.ranks
     with ExitStack() as stack:
-        base_checkpoint, expert_checkpoints = open_inputs(base, experts, stack)
-        inputs = [*expert_checkpoints, *([base_checkpoint] if base_checkpoint is not None else [])]
-        for target in variants:
-            _check_output_is_no_input(target, inputs)
-        digests = stack.enter_context(hashing(inputs))
-        plans = plan_variants(
-            base_checkpoint,
-            expert_checkpoints,
-            list(variants.values()),
-            rules=options.rules,
-            then=options.then,
-            batch_norm=options.batch_norm,
-            dtype=options.dtype,
-            workers=options.workers,
-        )
+        with ranks.together():
+            for target in variants:
+                for file in written_files(target, variants[target]):
+                    check_output(file, options.overwrite)  # before anything is read: the user should not wait for this
+            base_checkpoint, expert_checkpoints = open_inputs(base, experts, stack)
+            inputs = [*expert_checkpoints, *([base_checkpoint] if base_checkpoint is not None else [])]
+            for target in variants:
+                _check_output_is_no_input(target, inputs)
+        digests = stack.enter_context(hashing(inputs, ranks))
+        with ranks.together():
+            plans = plan_variants(base_checkpoint, expert_checkpoints, list(variants.values()), options, ranks)
         records = [options.as_recorded(record(plan, digests())) for plan in plans]
-        writers = [
-            stack.enter_context(
-                writer_for(plan.template, inputs, target, plan.output_specs, known, overwrite=options.overwrite)
-            )
-            for target, plan, known in zip(variants, plans, records, strict=True)
-        ]
-        with _bar(plans, options.progress) as advance:
-            executions = execute_variants(plans, writers, workers=options.workers, progress=advance)
+        writers, executions = _write(variants, plans, records, options, stack)
         packages = [
             stack.enter_context(EmrPackage(package_path(target), plan))
             for target, plan in zip(variants, plans, strict=True)
-            if isinstance(plan.method, Emr)
+            if isinstance(plan.method, Emr) and ranks.first
         ]
         warnings = [
             tuple([*plan.warnings, *_rounding_warnings(execution)])
             for plan, execution in zip(plans, executions, strict=True)
         ]
-        for target, writer, known, plan, some in zip(variants, writers, records, plans, warnings, strict=True):
+        for target, writer, known, plan, some in zip(variants, writers, records, plans, warnings, strict=False):
             writer.commit({RECORD: dump(known), CARD: model_card(target, known, plan, some)})
         for package in packages:
             package.commit()
-    for warning in dict.fromkeys(warning for some in warnings for warning in some):
+    for warning in dict.fromkeys(warning for some in warnings for warning in some if ranks.first):
         logger.warning(warning)
     seconds = time.monotonic() - started
     return [
         MergeReport(target, provenance, plan.decisions(), some, seconds)
         for target, provenance, plan, some in zip(variants, records, plans, warnings, strict=True)
     ]
+
+
+def _write(
+    variants: Mapping[Path, Method],
+    plans: Sequence[MergePlan],
+    records: Sequence[dict[str, Any]],
+    options: Options,
+    stack: ExitStack,
+) -> tuple[list[Writer], list[Execution]]:
+    """Computes and writes all tensors; the writers, which only the first rank has, are still to be committed."""
+    ranks = options.ranks
+    shards: list[Writer] = []
+    writers: list[Writer] = []
+    with ranks.together():
+        if ranks.first:
+            writers = [
+                stack.enter_context(
+                    writer_for(
+                        plan.template, plan.experts, target, plan.output_specs, known, overwrite=options.overwrite
+                    )
+                )
+                for target, plan, known in zip(variants, plans, records, strict=True)
+            ]
+        own = share_of(plans[0], ranks) if ranks.count > 1 else None
+        if own is not None:
+            shards = [
+                stack.enter_context(ShardWriter(ranks, target, {name: plan.output_specs[name] for name in own}, known))
+                for target, plan, known in zip(variants, plans, records, strict=True)
+            ]
+        with _bar(plans, options.progress if ranks.first else False, own) as advance:
+            executions = execute_variants(plans, shards or writers, workers=options.workers, progress=advance, only=own)
+        for shard in shards:
+            shard.commit()
+    if ranks.count > 1:
+        with ranks.together():
+            for target, known, writer in zip(variants, records, writers, strict=False):
+                gather(target, ranks, known, writer)
+        executions = [Execution.of(parts) for parts in zip(*ranks.all(executions), strict=True)]
+    return writers, executions
 
 
 def merge_state_dicts(
@@ -275,7 +310,7 @@ def _rounding_warnings(execution: Execution) -> list[str]:
 
 
 @contextmanager
-def _bar(plans: Sequence[MergePlan], show: bool | None) -> Iterator[Progress | None]:
+def _bar(plans: Sequence[MergePlan], show: bool | None, only: Collection[str] | None) -> Iterator[Progress | None]:
     """A progress bar in bytes of output with an estimate of the time left."""
     from rich.console import Console
 
@@ -293,7 +328,9 @@ def _bar(plans: Sequence[MergePlan], show: bool | None) -> Iterator[Progress | N
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    total = sum(spec.nbytes for plan in plans for spec in plan.output_specs.values())
+    total = sum(
+        spec.nbytes for plan in plans for name, spec in plan.output_specs.items() if only is None or name in only
+    )
     names = list(dict.fromkeys(plan.method.name for plan in plans))
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(f"merging by {', '.join(names)}", total=total)

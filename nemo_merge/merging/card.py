@@ -73,7 +73,9 @@ def model_card(output: Path, record: Mapping[str, Any], plan: MergePlan, warning
     import jinja2
 
     settings = {key: record[key] for key in ("method", "rules", "then", "batch_norm", "dtype") if key in record}
-    template = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined).from_string(_TEMPLATE)
+    template = jinja2.Environment(
+        autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    ).from_string(_TEMPLATE)
     return template.render(
         front=dump(_front_matter(plan, record)),
         name=output.stem if plan.template.path.is_file() else output.name,

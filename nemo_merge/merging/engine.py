@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -51,6 +51,17 @@ class Execution:
 
     rounding: dict[torch.dtype, Rounding] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, parts: Iterable[Execution]) -> Execution:
+        """What several processes saw that shared a plan."""
+        whole = cls()
+        for part in parts:
+            for dtype, rounding in part.rounding.items():
+                total = whole.rounding.setdefault(dtype, Rounding())
+                total.lost += rounding.lost
+                total.change += rounding.change
+        return whole
+
 
 def execute(
     plan: MergePlan, writer: Writer, *, workers: int | None = None, progress: Progress | None = None
@@ -82,11 +93,13 @@ def execute_variants(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
+    only: Collection[str] | None = None,
 ) -> list[Execution]:
     """Carries out several plans for the same inputs (:func:`plan_variants`) together.
 
     Methods that differ in ``late`` parameters only, such as ``scale`` and ``beta``, share their expensive part; every
-    result is the same to the bit as by :func:`execute`. Arguments and errors are those of :func:`execute`.
+    result is the same to the bit as by :func:`execute`. Arguments and errors are those of :func:`execute`; ``only``
+    names the tensors to compute where other processes compute the rest.
     """
     shared = _Shared(plans, workers)
     execution = [Execution() for _ in plans]
@@ -96,7 +109,7 @@ def execute_variants(
     def merge(index: int) -> list[Rounding | None]:
         return _merge_tensor(plans, index, shared, writers, finished, progress)
 
-    for index, roundings in _for_every_tensor(plans[0], merge, workers).items():
+    for index, roundings in _for_every_tensor(plans[0], merge, workers, only).items():
         for plan, result, rounding in zip(plans, execution, roundings, strict=True):
             if rounding is not None:
                 total = result.rounding.setdefault(plan.output_dtype(plan.rows[index]), Rounding())
@@ -105,8 +118,11 @@ def execute_variants(
     return execution
 
 
-def _for_every_tensor(plan: MergePlan, task: Callable[[int], T], workers: int | None) -> dict[int, T]:
+def _for_every_tensor(
+    plan: MergePlan, task: Callable[[int], T], workers: int | None, only: Collection[str] | None = None
+) -> dict[int, T]:
     """Runs a task for the index of every row in threads, and gives the results in the order of the rows."""
+    indices = [index for index, row in enumerate(plan.rows) if only is None or row.name in only]
 
     def cost(index: int) -> tuple[bool, int]:
         # Matrices of a spectral method take longest: started first, they do not hold up the end.
@@ -116,16 +132,14 @@ def _for_every_tensor(plan: MergePlan, task: Callable[[int], T], workers: int | 
     with single_threaded_torch():
         pool = ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="nemo_merge")
         try:
-            futures: dict[int, Future[T]] = {
-                index: pool.submit(task, index) for index in sorted(range(len(plan.rows)), key=cost)
-            }
+            futures: dict[int, Future[T]] = {index: pool.submit(task, index) for index in sorted(indices, key=cost)}
             done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()  # raises what went wrong in a thread
         finally:
             # After an error or Ctrl-C the tensors still waiting are dropped, so that the user is not kept waiting too.
             pool.shutdown(wait=True, cancel_futures=True)
-    return {index: futures[index].result() for index in range(len(plan.rows))}
+    return {index: futures[index].result() for index in indices}
 
 
 class _Shared:
@@ -275,7 +289,8 @@ def _combined(plans: Sequence[MergePlan], rows: Sequence[Row], shared: _Shared) 
 def _by_spectra(plan: MergePlan, rows: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Factors once, assembled for every variant of the method."""
     row = rows[0][1]
-    base, experts = plan.template[row.name], [expert[row.name] for expert in plan.experts]
+    base = plan.template[row.name].to(plan.device)
+    experts = [expert[row.name].to(plan.device) for expert in plan.experts]
     method = row.method
     assert isinstance(method, SpectralMethod)
     factors = method.factors(TaskVectors(base, experts, method.resolved_weights(len(experts))))

@@ -11,8 +11,10 @@ from typing import Any
 from .. import methods
 from ..errors import ConfigError, OutputError
 from ..methods import Method
-from .api import MergeReport, Options, Rules, Source, Then, merge_variants
-from .plan import BatchNorm
+from .api import MergeReport, Options, merge_variants
+from .inputs import Source
+from .plan import BatchNorm, Rules, Then
+from .ranks import ALONE, Ranks
 
 
 def sweep(
@@ -27,8 +29,10 @@ def sweep(
     then: Then = (),
     batch_norm: BatchNorm = "average",
     dtype: str | None = None,
+    device: str = "cpu",
     workers: int | None = None,
     progress: bool | None = None,
+    ranks: Ranks = ALONE,
     **parameters: Any,
 ) -> list[MergeReport]:
     """Merges once for every combination of values, computing what they share once.
@@ -51,8 +55,10 @@ def sweep(
         then: post-processors.
         batch_norm: what happens to running statistics.
         dtype: type of the merged weights.
+        device: where spectral methods factorise.
         workers: threads.
         progress: show a progress bar.
+        ranks: the processes that share the work, see :func:`~nemo_merge.merging.ranks.ranks_of_torchrun`.
         **parameters: further parameters of the method, the same for all.
 
     Raises:
@@ -68,7 +74,18 @@ def sweep(
     first = base if base is not None else experts[0]
     suffix = ".nemo" if str(getattr(first, "path", first)).endswith(".nemo") else ""
     outputs = {folder / f"{label}{suffix}": variant for label, variant in variants.items()}
-    return merge_variants(base, experts, outputs, Options(overwrite, rules, then, batch_norm, dtype, workers, progress))
+    options = Options(
+        rules=rules,
+        then=then,
+        batch_norm=batch_norm,
+        dtype=dtype,
+        device=device,
+        workers=workers,
+        overwrite=overwrite,
+        progress=progress,
+        ranks=ranks,
+    )
+    return merge_variants(base, experts, outputs, options)
 
 
 def variants_of(method: str, grid: Mapping[str, Sequence[Any]], parameters: Mapping[str, Any]) -> dict[str, Method]:

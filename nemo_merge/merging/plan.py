@@ -18,10 +18,13 @@ from ..methods import Method, PostProcessor, get_post
 from ..tensors import NEVER_MERGED, Role, depths_of, role_of
 from .checks import compare_headers
 from .parallel import default_workers, single_threaded_torch
+from .ranks import ALONE, Ranks
 from .rules import Rule, parse_rules
 from .scan import Scan, scan_tensor
 
 BatchNorm = Literal["average", "pooled", "base"]
+Rules = Sequence[Rule | Mapping[str, Any]]
+Then = Sequence[PostProcessor | Mapping[str, Any] | str]
 _SHOWN = 5  # tensors named in a message; the rest is counted
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -39,6 +42,18 @@ class Treatment(StrEnum):
     """Variance by the law of total variance, from the experts' means and variances."""
     COPY = "copy"
     """Taken from the base as it is."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What :func:`plan_merge` takes beside inputs and method; see there."""
+
+    rules: Rules = ()
+    then: Then = ()
+    batch_norm: BatchNorm = "average"
+    dtype: str | None = None
+    device: str = "cpu"
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class MergePlan:
         rows: one per tensor, in the order of the template; tied names are left out.
         ties: names that share another tensor's data, with the name that owns it.
         warnings: what the user should know.
-        batch_norm, dtype: the options of :func:`plan_merge`.
+        batch_norm, dtype, device: the options of :func:`plan_merge`.
     """
 
     template: Checkpoint
@@ -82,6 +97,7 @@ class MergePlan:
     warnings: Sequence[str] = ()
     batch_norm: BatchNorm = "average"
     dtype: torch.dtype | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def output_specs(self) -> dict[str, TensorSpec]:
@@ -107,10 +123,11 @@ def plan_merge(
     experts: Sequence[Checkpoint],
     method: Method,
     *,
-    rules: Sequence[Rule | Mapping[str, Any]] = (),
-    then: Sequence[PostProcessor | Mapping[str, Any] | str] = (),
+    rules: Rules = (),
+    then: Then = (),
     batch_norm: BatchNorm = "average",
     dtype: str | None = None,
+    device: str = "cpu",
     workers: int | None = None,
 ) -> MergePlan:
     """Plans a merge: reads headers and values, decides, and reports all problems at once.
@@ -124,6 +141,7 @@ def plan_merge(
         batch_norm: what happens to running statistics. ``average`` takes the experts' mean, ``pooled`` the statistics
             of their pooled data (law of total variance), ``base`` leaves the base's.
         dtype: type of the merged weights (``float32``, ``float16``, ``bfloat16``, ``float64``); the base's by default.
+        device: where the factorisations of spectral methods run: ``cpu``, ``cuda``, ``cuda:1``.
         workers: threads; the number of cores by default.
 
     Raises:
@@ -132,33 +150,32 @@ def plan_merge(
             match nothing.
         ConfigError: an option that does not exist, or another number of weights than experts.
     """
-    return plan_variants(
-        base, experts, [method], rules=rules, then=then, batch_norm=batch_norm, dtype=dtype, workers=workers
-    )[0]
+    options = PlanOptions(rules, then, batch_norm, dtype, device, workers)
+    return plan_variants(base, experts, [method], options)[0]
 
 
 def plan_variants(
     base: Checkpoint | None,
     experts: Sequence[Checkpoint],
     variants: Sequence[Method],
-    *,
-    rules: Sequence[Rule | Mapping[str, Any]] = (),
-    then: Sequence[PostProcessor | Mapping[str, Any] | str] = (),
-    batch_norm: BatchNorm = "average",
-    dtype: str | None = None,
-    workers: int | None = None,
+    options: PlanOptions,
+    ranks: Ranks = ALONE,
 ) -> list[MergePlan]:
-    """One plan for each of several methods, reading the inputs once; arguments and errors as in :func:`plan_merge`."""
+    """One plan for each of several methods, reading the inputs once; errors as in :func:`plan_merge`.
+
+    Several ``ranks`` share the reading of values.
+    """
+    batch_norm, dtype = options.batch_norm, options.dtype
+    device = _device(options.device)
     if batch_norm not in get_args(BatchNorm):
         raise ConfigError(
             f"batch_norm={batch_norm!r} does not exist{did_you_mean(str(batch_norm), get_args(BatchNorm))}"
         )
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r} does not exist{did_you_mean(str(dtype), DTYPES)}")
-    if isinstance(then, (str, Mapping)):
-        then = [then]
+    then = [options.then] if isinstance(options.then, (str, Mapping)) else options.then
     posts = [_post(value) for value in then]
-    parsed = [parse_rules(rules, method, len(experts)) for method in variants]
+    parsed = [parse_rules(options.rules, method, len(experts)) for method in variants]
     used = [*variants, *(rule.method for some in parsed for rule in some if rule.method is not None)]
     problems = list(dict.fromkeys(problem for method in used for problem in _check_counts(base, experts, method)))
     if problems:
@@ -169,7 +186,7 @@ def plan_variants(
     others = experts if base is not None else experts[1:]
     warnings: list[str] = []
     compare_headers(template, others, problems, warnings)
-    scans = _scan(template, experts, workers)
+    scans = _scan(template, experts, options.workers, ranks)
     for scan in scans.values():
         problems.extend(scan.problems)
     roles = {name: role_of(name, template.specs[name].shape, template.specs[name].dtype) for name in scans}
@@ -201,6 +218,7 @@ def plan_variants(
                 warnings,
                 batch_norm,
                 DTYPES[dtype] if dtype else None,
+                device,
             )
         )
     return plans
@@ -241,11 +259,25 @@ def _check_rules(rules: Sequence[Rule], roles: Mapping[str, Role], warnings: lis
         warnings.append(f"{len(left)} tensors match no rule and are merged by {main.name}: {shown}")
 
 
-def _scan(template: Checkpoint, experts: Sequence[Checkpoint], workers: int | None) -> dict[str, Scan]:
+def _scan(template: Checkpoint, experts: Sequence[Checkpoint], workers: int | None, ranks: Ranks) -> dict[str, Scan]:
     names = [name for name in template.specs if name not in template.ties]
+    mine = ranks.mine(names, lambda name: template.specs[name].nbytes)
     with single_threaded_torch(), ThreadPoolExecutor(workers or default_workers()) as pool:
-        results = pool.map(lambda name: scan_tensor(name, template, experts), names)
-        return dict(zip(names, results, strict=True))
+        own = dict(zip(mine, pool.map(lambda name: scan_tensor(name, template, experts), mine), strict=True))
+    found = {name: scan for part in ranks.all(own) for name, scan in part.items()}
+    return {name: found[name] for name in names}
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device={name!r} does not exist; known: cpu, cuda, cuda:0, ...") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"device={name}: PyTorch finds no such GPU on this machine; leave device out to use the CPU")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={name}: factorisations need float64, which only cpu and cuda have")
+    return device
 
 
 def _decide(

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import platform
+import re
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +19,14 @@ from .. import __version__
 from ..checkpoints import Checkpoint
 from ..methods import Method
 from .plan import MergePlan, Treatment
+from .ranks import ALONE, Ranks
 from .rules import BASE, Rule
 
 Digests = Mapping[str, Mapping[str, str]]
 """SHA-256 of the files of every input, by the input's path."""
+
+
+_UNQUOTED = re.compile(r"[A-Za-z_./][\w./-]*")
 
 
 def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
@@ -58,6 +63,7 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
         "experts": [describe(expert) for expert in plan.experts],
         "batch_norm": plan.batch_norm,
         "dtype": str(plan.dtype).removeprefix("torch.") if plan.dtype else None,
+        "device": plan.device.type,
     }
     entries = plain(entries)
     return {
@@ -84,6 +90,8 @@ def command(entries: Mapping[str, Any], method: Method) -> str:
         words.append(f"batch_norm={entries['batch_norm']}")
     if entries["dtype"] is not None:
         words.append(f"dtype={entries['dtype']}")
+    if entries["device"] != "cpu":
+        words.append(f"device={entries['device']}")
     return shlex.join(["nemo-merge", "merge", *words, "output=OUTPUT"])
 
 
@@ -93,17 +101,23 @@ def plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def hashing(inputs: Sequence[Checkpoint]) -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
+def hashing(inputs: Sequence[Checkpoint], ranks: Ranks = ALONE) -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
     """Hashes the inputs in another thread, beside whatever the caller does; the value waits for the digests.
 
-    Leaving it early, because of an error, gives up.
+    Several ranks share the files. Leaving it early, because of an error, gives up.
     """
     stop = threading.Event()
     unique = {str(item.path): item for item in inputs}
+    mine = list(unique)[ranks.rank :: ranks.count]
     with ThreadPoolExecutor(1, thread_name_prefix="nemo_merge-sha256") as pool:
-        futures = {path: pool.submit(item.sha256, stop) for path, item in unique.items()}
+        futures = {path: pool.submit(unique[path].sha256, stop) for path in mine}
+
+        def digests() -> dict[str, dict[str, str]]:
+            own = {path: future.result() for path, future in futures.items()}
+            return {path: digest for part in ranks.all(own) for path, digest in part.items()}
+
         try:
-            yield lambda: {path: future.result() for path, future in futures.items()}
+            yield digests
         finally:
             stop.set()
 
@@ -141,7 +155,9 @@ def _rule(rule: Rule, experts: int) -> dict[str, Any]:
 def _hydra(value: Any) -> str:
     """A value in the grammar of Hydra's overrides."""
     if isinstance(value, str):
-        return "'" + value.replace("\\'", "\\\\'").replace("'", "\\'") + "'"
+        if _UNQUOTED.fullmatch(value) and value.lower() not in ("true", "false", "null", "nan", "inf"):
+            return value
+        return '"' + re.sub(r'(\\*)"', r"\1\1\"", re.sub(r"(\\+)$", r"\1\1", value)) + '"'
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 
@@ -93,7 +94,7 @@ def test_what_did_not_reach_the_disk_is_made_again(start, tmp_path, damage):
 def test_sums_of_parts_add_up(data, cuts):
     whole = byte_sum(memoryview(data))
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    parts = [byte_sum(memoryview(data)[a:b], a) for a, b in zip(places, places[1:], strict=False)]
+    parts = [byte_sum(memoryview(data)[a:b], a) for a, b in itertools.pairwise(places)]
     assert sum(parts) % 2**64 == whole
     words = data + bytes(-len(data) % 8)
     assert whole == sum(int.from_bytes(words[i : i + 8], "little") for i in range(0, len(words), 8)) % 2**64
