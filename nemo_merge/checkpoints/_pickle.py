@@ -103,6 +103,11 @@ class Known:
     def __init__(self, module: str, name: str, call: Callable[..., Any]) -> None:
         self.module, self.name, self.call = module, name, call
 
+    @property
+    def path(self) -> str:
+        """Dotted name of what it stands for."""
+        return f"{self.module}.{self.name}"
+
 
 def _ordered_dict(*args: Any) -> TorchDict:
     content = TorchDict()
@@ -267,7 +272,8 @@ class SafeUnpickler(_Unpickler):
         self._set(values)
 
     def _frozenset(self) -> None:
-        self.append(frozenset(map(_key, self.pop_mark())))
+        items = self.pop_mark()  # changes self.append
+        self.append(frozenset(map(_key, items)))
 
     dispatch: dict[int, Any] = {  # noqa: RUF012 (as in the class it derives from)
         **_Unpickler.dispatch,
@@ -357,8 +363,8 @@ def walk(root: Any) -> Iterator[tuple[Any, int]]:
 def plain(node: Any, depth: int = 60, memo: dict[int, Any] | None = None) -> Any:
     """Configuration objects as plain dictionaries, lists and values.
 
-    OmegaConf's containers, namespaces and other objects with a state become dictionaries; what has no plain form becomes
-    the name of its class in angle brackets. Objects that contain themselves are cut.
+    OmegaConf's containers, namespaces and other objects with a state become dictionaries; what has no plain form
+    becomes the name of its class in angle brackets. Objects that contain themselves are cut.
     """
     memo = {} if memo is None else memo
     if isinstance(node, _PLAIN_KEYS):
@@ -396,7 +402,9 @@ def plain(node: Any, depth: int = 60, memo: dict[int, Any] | None = None) -> Any
             result = entries(state)
         else:
             result = f"<{node.path}>"
+    elif isinstance(node, (Global, Known)):
+        result = f"<{node.path}>"
     else:
-        result = f"<{node.path}>" if isinstance(node, Global) else f"<{type(node).__name__}>"
+        result = f"<{type(node).__name__}>" if isinstance(node, tuple) else str(node)
     memo[id(node)] = result
     return result

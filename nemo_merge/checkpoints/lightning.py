@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ._pickle import Inert
+from ._pickle import plain
 from ._torch_zip import TorchZip
 from .torch_file import TorchFileCheckpoint
 
@@ -50,8 +50,5 @@ class LightningCheckpoint(TorchFileCheckpoint):
 
 def config_of(content: Any) -> Any:
     """The model's configuration in what Lightning saves beside the tensors: ``hyper_parameters.cfg`` of NeMo models."""
-    parameters = content.get(_HYPER_PARAMETERS, {}) if isinstance(content, Mapping) else {}
-    entries = parameters.items if isinstance(parameters, Inert) else parameters  # a class of Lightning's, or a dict
-    if not isinstance(entries, Mapping):
-        return {}
-    return entries.get("cfg", entries)
+    entries = plain(content.get(_HYPER_PARAMETERS)) if isinstance(content, Mapping) else None
+    return entries.get("cfg", entries) if isinstance(entries, dict) else {}

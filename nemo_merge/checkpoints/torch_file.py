@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,12 @@ from ._yaml import unfolded_size
 PROVENANCE_KEY = "nemo_merge"
 _CONFIG_KEYS = ("config", "cfg", "args", "hparams")
 _MAX_KEPT = 16 << 20
-_TRAINING = frozenset({
-    "optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "optim", "last_optimizer_state",
-    "scheduler", "schedulers", "lr_scheduler", "lr_schedulers", "scheduler_state_dict", "opt_param_scheduler",
-    "scaler", "grad_scaler", "amp", "amp_scaling_state", "native_amp_scaling_state",
-    "MixedPrecision", "MixedPrecisionPlugin", "callbacks", "loops", "sampler", "reporter", "rng_state", "random_states", "averaging_state", "current_model_state",
-    *AVERAGES,
-})  # fmt: skip
+_TRAINING = re.compile(
+    r"(last_)?optim(izers?)?(_states?|_state_dict)?|(lr_|opt_param_)?schedulers?(_state_dict)?|(grad_)?scaler|"
+    r"(native_)?amp(_scaling_state)?|MixedPrecision(Plugin)?|callbacks|loops|sampler|reporter|rng_state|random_states|"
+    r"averaging_state|current_model_state|" + "|".join(AVERAGES)
+)
+"""Entries that belong to the training that made a checkpoint."""
 
 
 class TorchFileCheckpoint(StoredCheckpoint):
@@ -151,7 +151,7 @@ def kept_entries(content: Any, found: StateDict, record: Mapping[str, Any]) -> d
     for name, value in content.items():
         if name in found.where:
             shell[name] = None
-        elif name == "hyper_parameters" or not (name in _TRAINING or _holds_data(value)):
+        elif name == "hyper_parameters" or not (_TRAINING.fullmatch(str(name)) or _holds_data(value)):
             shell[name] = value
     shell[PROVENANCE_KEY] = dict(record)
     return shell
