@@ -66,6 +66,13 @@ def open_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Check
             weights were asked for and there are none.
     """
     path = Path(path)
+    try:
+        return _open(path, ema)
+    except OSError as error:  # a disk or network that fails in the middle
+        raise CheckpointError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+
+
+def _open(path: Path, ema: bool) -> Checkpoint:
     if path.is_dir():
         checkpoint = _folder(path)(path)
         if ema:
@@ -112,12 +119,11 @@ def _folder(path: Path) -> Callable[[Path], Checkpoint]:
 
 
 def _open_file(path: Path, ema: bool) -> Checkpoint:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(1024)
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is no file (a device or a pipe?); tensors are read from files only")
+    with open(path, "rb") as file:
+        head = file.read(1024)
+        size = os.fstat(file.fileno()).st_size
     if head.startswith(b"PK\x03\x04"):
         archive = TorchZip(path, placeholders=True)
         kind = LightningCheckpoint if is_lightning(archive.content) else TorchFileCheckpoint

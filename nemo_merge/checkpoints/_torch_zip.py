@@ -182,7 +182,9 @@ class TorchZip:
                     root = self._root(archive)
                     self._places = self._read_places(archive, root, file.fileno(), offset, size)
                     self.content = self._unpickle(archive, root, placeholders)
-            except (zipfile.BadZipFile, struct.error, UnicodeDecodeError, NotImplementedError, EOFError) as error:
+            except (CheckpointError, MemoryError, OSError):
+                raise
+            except Exception as error:  # zipfile lets the errors of its parts through: of numbers, names, unpackers
                 raise CheckpointError(
                     f"{self.name}: not a file of torch.save, or cut short ({error}); "
                     "fetch it again, or save it anew with PyTorch 1.6 or later"
@@ -199,7 +201,7 @@ class TorchZip:
             raise CheckpointError(
                 f"{self.name}: a TorchScript program, not a checkpoint; save the model's state_dict() with torch.save"
             )
-        if f"{roots[0]}byteorder" in names and archive.read(f"{roots[0]}byteorder")[:16] != b"little":
+        if f"{roots[0]}byteorder" in names and self._member(archive, f"{roots[0]}byteorder", 16) != b"little":
             raise CheckpointError(f"{self.name}: written by a big-endian machine; save it anew on another")
         return roots[0]
 
@@ -226,13 +228,8 @@ class TorchZip:
         return places
 
     def _unpickle(self, archive: zipfile.ZipFile, root: str, placeholders: bool) -> Any:
-        member = archive.getinfo(f"{root}data.pkl")
-        if member.file_size > MAX_PICKLE:
-            raise CheckpointError(
-                f"{self.name}: refused, its pickle is {member.file_size >> 20} MiB large; "
-                f"descriptions of tensors never need more than {MAX_PICKLE >> 20}"
-            )
-        unpickler = SafeUnpickler(archive.read(member), KNOWN, _persistent, placeholders)
+        data = self._member(archive, f"{root}data.pkl", MAX_PICKLE)
+        unpickler = SafeUnpickler(data, KNOWN, _persistent, placeholders)
         try:
             content = unpickler.load()
         except pickle.UnpicklingError as error:
@@ -240,12 +237,24 @@ class TorchZip:
                 f"{self.name}: refused, because its pickle holds more than tensors: {error}. "
                 "If you trust its source, load it with torch and save the state dict alone"
             ) from error
+        except MemoryError:
+            raise
         except Exception as error:
             raise CheckpointError(f"{self.name}: its pickle is damaged ({type(error).__name__}: {error})") from error
         self.protocol = max(2, unpickler.proto)
         if any(depth > MAX_DEPTH for _, depth in walk(content)):
             raise CheckpointError(f"{self.name}: refused, its objects are nested more than {MAX_DEPTH} deep")
         return content
+
+    def _member(self, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+        """The content of a small member."""
+        member = archive.getinfo(name)
+        if max(member.file_size, member.compress_size) > limit:  # zipfile asks for as much memory as the archive says
+            raise CheckpointError(
+                f"{self.name}: refused, its member {name} is {member.file_size} bytes large; "
+                f"what describes tensors never needs more than {limit}"
+            )
+        return archive.read(member)
 
     def check(self, name: str, stored: StoredTensor) -> None:
         """Raises :class:`CheckpointError` if the tensor reaches outside its storage or the storage is missing."""
@@ -266,8 +275,15 @@ class TorchZip:
 
 
 def map_file(path: Path) -> Tensor:
-    """The bytes of a file, mapped: they take no memory until touched, and writing to them does not reach the file."""
-    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    """The bytes of a file, mapped: they take no memory until touched, and writing to them does not reach the file.
+
+    Raises:
+        CheckpointError: it cannot be mapped.
+    """
+    try:
+        return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _check_directory(fd: int, offset: int, size: int, name: str) -> None:

@@ -32,6 +32,8 @@ _MAX_MEMBERS = 10_000
 _MAX_RATIO = 100  # weights hardly compress; the zeros of a fresh model do, but few of its tensors are zeros
 _ALWAYS_ALLOWED = 64 << 20
 _BLOCK = tarfile.BLOCKSIZE
+_TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, ArithmeticError, LookupError, RecursionError)
+"""What tarfile raises for damaged headers: its own errors, and those of the numbers that do not fit."""
 
 
 class NemoCheckpoint(StoredCheckpoint):
@@ -201,10 +203,10 @@ def _open_tar(path: Path, shown: Path) -> Iterator[tarfile.TarFile]:
         try:
             file = stack.enter_context(_Bounded(path))
             tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
-        except (tarfile.TarError, EOFError) as error:
-            raise CheckpointError(f"{shown}: not a .nemo file, or cut short ({error}); fetch it again") from error
         except OSError as error:
             raise CheckpointError(f"{shown}: cannot be read ({error.strerror or error})") from error
+        except _TAR_ERRORS as error:
+            raise CheckpointError(f"{shown}: not a .nemo file, or cut short ({error}); fetch it again") from error
         yield tar
 
 
@@ -215,7 +217,7 @@ def _members(tar: tarfile.TarFile, shown: Path) -> list[tarfile.TarInfo]:
             members.append(member)
             if len(members) > _MAX_MEMBERS:
                 raise CheckpointError(f"{shown}: refused, it holds more than {_MAX_MEMBERS} members")
-    except (tarfile.TarError, EOFError) as error:
+    except _TAR_ERRORS as error:
         raise CheckpointError(f"{shown}: cut short ({error}); fetch it again") from error
     for member in members:
         path = PurePosixPath(member.name)
@@ -236,8 +238,11 @@ def _one(members: list[tarfile.TarInfo], name: str, shown: Path) -> tarfile.TarI
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, shown: Path, limit: int) -> bytes:
-    source = tar.extractfile(member)
-    data = source.read(min(member.size, limit) + 1) if source else b""
+    try:
+        source = tar.extractfile(member)
+        data = source.read(min(member.size, limit) + 1) if source else b""
+    except _TAR_ERRORS as error:
+        raise CheckpointError(f"{shown}: its member {member.name!r} is damaged ({error}); fetch it again") from error
     if len(data) != member.size:
         raise CheckpointError(f"{shown}: its member {member.name!r} is damaged or too large")
     return data
