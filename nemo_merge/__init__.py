@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from .merging import merge_state_dicts as merge_state_dicts
     from .merging import plan_merge as plan_merge
     from .merging import sweep as sweep
+    from .reporting.analysis import AnalysisReport as AnalysisReport
+    from .reporting.analysis import analyze as analyze
 
 _HOMES = {
+    "AnalysisReport": "reporting.analysis",
     "MergeReport": "merging",
     "NemoMergeError": "errors",
+    "analyze": "reporting.analysis",
     "merge": "merging",
     "merge_state_dicts": "merging",
     "methods": None,

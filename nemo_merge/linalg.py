@@ -71,6 +71,16 @@ class Svd(NamedTuple):
     vt: Float[Tensor, "rank columns"]
 
 
+def noise_cut(largest: float, floor: float) -> float:
+    """Singular values up to this are noise: :data:`RANK_TOLERANCE` and ``floor``, as far as :data:`NOISE_SHARE` lets.
+
+    Args:
+        largest: the largest singular value.
+        floor: size of singular values that are noise.
+    """
+    return min(max(RANK_TOLERANCE * largest, floor), NOISE_SHARE * largest)
+
+
 def thin_svd(
     matrix: Float[Tensor, "rows columns"], rank: int | None = None, floor: float = 0.0, largest: float | None = None
 ) -> Svd:
@@ -97,7 +107,7 @@ def thin_svd(
     eigenvalues, vectors = torch.linalg.eigh(a.mT @ a)
     s = eigenvalues.flip(-1).clamp_min(0).sqrt()
     top = float(s[0]) if largest is None else largest
-    s = torch.where(s > min(max(RANK_TOLERANCE * top, floor), NOISE_SHARE * top), s, 0.0)
+    s = torch.where(s > noise_cut(top, floor), s, 0.0)
     leading = s[:rank]
     v = vectors.flip(-1)[:, : len(leading)] * (leading > 0)
     u = (a @ v) / torch.where(leading > 0, leading, 1.0)
@@ -192,8 +202,7 @@ def left_basis(matrices: Sequence[Float[Tensor, "rows columns"]], floor: float =
         gram += matrix @ matrix.mT
     eigenvalues, vectors = torch.linalg.eigh(gram)
     largest = float(eigenvalues[-1].clamp_min(0)) ** 0.5
-    cut = min(max(RANK_TOLERANCE * largest, floor), NOISE_SHARE * largest)
-    return vectors[:, eigenvalues > cut**2].flip(-1)
+    return vectors[:, eigenvalues > noise_cut(largest, floor) ** 2].flip(-1)
 
 
 def orthogonalise(

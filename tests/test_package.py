@@ -27,7 +27,8 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["merge", "--help"], ["plan", "--help"], ["methods", "--help"], ["--version"]]
+    "arguments",
+    [["--help"], ["merge", "--help"], ["plan", "--help"], ["analyze", "--help"], ["methods", "--help"], ["--version"]],
 )
 def test_help_does_not_import_torch(arguments):
     code = f"import sys; sys.argv = ['nemo-merge', *{arguments}]\nfrom nemo_merge.cli import main\ntry: main()\nexcept SystemExit: pass"
@@ -60,9 +61,9 @@ LAYERS = {
     "scoring": {"errors"},
     "corpora": {"errors"},
     "merging": {"errors", "tensors", "linalg", "methods", "checkpoints", "__init__"},
-    "reporting": {"methods", "scoring", "__init__"},
+    "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "__init__"},
     "training": {"errors"},
-    "cli": {"errors", "tensors", "methods", "checkpoints", "merging"},
+    "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting"},
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
 }
 WITHOUT_NEMO = ("methods", "linalg", "tensors", "scoring", "checkpoints", "merging", "cli")

@@ -11,7 +11,7 @@ import click
 
 from ..errors import NemoMergeError
 
-_VERBS = ("emr-apply", "inspect", "merge", "methods", "multirun", "plan", "reproduce", "sweep")
+_VERBS = ("analyze", "emr-apply", "inspect", "merge", "methods", "multirun", "plan", "reproduce", "sweep")
 
 
 class _LazyGroup(click.Group):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConfigError, did_you_mean
 
@@ -39,6 +40,23 @@ class MergeSettings:
         return {"overwrite": self.overwrite, **self.plan_options()}
 
 
+@dataclass
+class AnalyzeSettings:
+    """The settings of an analysis; the same words as the arguments of ``nemo_merge.analyze``."""
+
+    base: str | None = None
+    experts: list[str] = field(default_factory=list)
+    output: str | None = None
+    overwrite: bool = False
+    top: int = 20
+    rank: float | None = None
+    pictures: bool = True
+    workers: int | None = None
+
+
+Settings = TypeVar("Settings", MergeSettings, AnalyzeSettings)
+
+
 def compose(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) -> tuple[MergeSettings, Method]:
     """Settings and method from ``[CONFIG.yaml] [KEY=VALUE]...``.
 
@@ -53,8 +71,36 @@ def compose(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) 
     Raises:
         ConfigError: a key or method that does not exist (with a suggestion), a value of the wrong type, a bad file.
     """
+    return settings_of(_plain(arguments, grid), grid)
+
+
+def settings_of(plain: dict[str, Any], grid: dict[str, list[Any]] | None = None) -> tuple[MergeSettings, Method]:
+    """Settings and method from plain data, as a file and overrides give it; arguments and errors as :func:`compose`."""
+    method = _method(plain.pop("method", "boosted_tsvm"))
+    if grid is not None:
+        _read_grid(plain.pop("grid", {}), grid)
+    known = [item.name for item in fields(MergeSettings)]
+    for key in plain:
+        if key not in known:
+            raise ConfigError(f"there is no setting {key!r}{_suggest(str(key), [*known, 'method'], method)}")
+    return _typed(plain, MergeSettings), method
+
+
+def compose_plain(arguments: Sequence[str], schema: type[Settings]) -> Settings:
+    """Settings of a verb that takes no method, from ``[CONFIG.yaml] [KEY=VALUE]...``; errors as by :func:`compose`."""
+    plain = _plain(arguments, None)
+    known = [item.name for item in fields(schema)]
+    for key in plain:
+        if key not in known:
+            raise ConfigError(f"there is no setting {key!r}{did_you_mean(str(key), known)}")
+    return _typed(plain, schema)
+
+
+def _plain(arguments: Sequence[str], grid: dict[str, list[Any]] | None) -> dict[str, Any]:
+    """The settings of file and overrides as plain data."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
 
     config, rest = read_file(arguments)
     try:
@@ -68,32 +114,33 @@ def compose(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) 
             _add_to_grid(grid, override)
             continue
         _set(config, override.key_or_group, override.value(), remove=override.is_delete())
-    return settings_of(config, grid)
+    with _explained():
+        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
-def settings_of(config: dict[str, Any], grid: dict[str, list[Any]] | None = None) -> tuple[MergeSettings, Method]:
-    """Settings and method from plain data, as :func:`compose` makes it from a file and overrides; errors as there."""
+def _typed(plain: dict[str, Any], schema: type[Settings]) -> Settings:
     from omegaconf import OmegaConf
+
+    if isinstance(plain.get("experts"), str):
+        plain["experts"] = [plain["experts"]]
+    with _explained():
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    assert isinstance(settings, schema)
+    return settings
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns OmegaConf's errors into one sentence."""
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
-        assert isinstance(plain, dict)
-        method = _method(plain.pop("method", "boosted_tsvm"))
-        if grid is not None:
-            _read_grid(plain.pop("grid", {}), grid)
-        known = [item.name for item in fields(MergeSettings)]
-        for key in plain:
-            if key not in known:
-                raise ConfigError(f"there is no setting {key!r}{_suggest(str(key), [*known, 'method'], method)}")
-        if isinstance(plain.get("experts"), str):
-            plain["experts"] = [plain["experts"]]
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MergeSettings), plain))
+        yield
     except OmegaConfBaseException as error:
         place = getattr(error, "full_key", None)
         raise ConfigError(f"{f'{place}: ' if place else ''}{str(error).splitlines()[0]}") from error
-    assert isinstance(settings, MergeSettings)
-    return settings, method
 
 
 def read_file(arguments: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]:

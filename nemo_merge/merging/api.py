@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from ..methods.emr import Emr
 from .card import model_card
 from .distributed import ShardWriter, gather, share_of
 from .emr import EmrPackage, package_path
-from .engine import ROUNDING_WARNING, Execution, Progress, execute, execute_variants
+from .engine import ROUNDING_WARNING, Execution, execute, execute_variants
 from .inputs import Source, open_inputs
 from .plan import BatchNorm, MergePlan, PlanOptions, Rules, Then, plan_merge, plan_variants
+from .progress import Progress, bar
 from .provenance import hashing, record
 from .ranks import ALONE, Ranks
 
@@ -309,29 +310,11 @@ def _rounding_warnings(execution: Execution) -> list[str]:
     ]
 
 
-@contextmanager
-def _bar(plans: Sequence[MergePlan], show: bool | None, only: Collection[str] | None) -> Iterator[Progress | None]:
-    """A progress bar in bytes of output with an estimate of the time left."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if show is False or (show is None and not console.is_terminal):
-        yield None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+def _bar(
+    plans: Sequence[MergePlan], show: bool | None, only: Collection[str] | None
+) -> AbstractContextManager[Progress | None]:
+    names = list(dict.fromkeys(plan.method.name for plan in plans))
     total = sum(
         spec.nbytes for plan in plans for name, spec in plan.output_specs.items() if only is None or name in only
     )
-    names = list(dict.fromkeys(plan.method.name for plan in plans))
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"merging by {', '.join(names)}", total=total)
-        yield lambda count: bar.advance(task, count)
+    return bar(f"merging by {', '.join(names)}", total, show)

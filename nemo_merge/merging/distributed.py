@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..checkpoints import TensorSpec, Writer
+from ..checkpoints._safetensors import lay_out
 from ..checkpoints._work import WorkFolder, key_of
-from ..checkpoints.huggingface import lay_out
 from ..errors import MergeError
 from ..methods import SpectralMethod
 from .plan import MergePlan, Treatment

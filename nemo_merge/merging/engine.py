@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,11 +18,9 @@ from ..methods._blocks import storage_noise
 from ..methods.soup import normalised
 from ..tensors import Depth, Role, depths_of
 from .blocks import ModelBlocks, TensorBlocks, compute_dtype
-from .parallel import default_workers, single_threaded_torch
+from .parallel import in_threads, single_threaded_torch
 from .plan import MergePlan, Row, Treatment
-
-Progress = Callable[[int], None]
-"""Called with the number of bytes of output that were finished."""
+from .progress import Progress
 
 ROUNDING_WARNING = 0.1
 """Share of the merged change that may be lost by rounding to the output type before the user is told."""
@@ -129,17 +126,8 @@ def _for_every_tensor(
         row = plan.rows[index]
         return not (isinstance(row.method, SpectralMethod) and row.treatment is Treatment.METHOD), -row.spec.nbytes
 
-    with single_threaded_torch():
-        pool = ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="nemo_merge")
-        try:
-            futures: dict[int, Future[T]] = {index: pool.submit(task, index) for index in sorted(indices, key=cost)}
-            done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()  # raises what went wrong in a thread
-        finally:
-            # After an error or Ctrl-C the tensors still waiting are dropped, so that the user is not kept waiting too.
-            pool.shutdown(wait=True, cancel_futures=True)
-    return {index: futures[index].result() for index in indices}
+    results = in_threads(len(indices), lambda place: task(indices[place]), lambda place: cost(indices[place]), workers)
+    return dict(zip(indices, results, strict=True))
 
 
 class _Shared:

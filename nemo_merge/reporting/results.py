@@ -10,6 +10,7 @@ from typing import Any
 
 from ..scoring import Interval
 from .environment import environment
+from .markdown import table
 
 _MERGES_BY_DOMAIN = 8  # with more of them, bars by domain cannot be told apart
 
@@ -31,11 +32,11 @@ class Scores:
     @classmethod
     def read(cls, path: Path) -> Scores:
         """Reads ``scores.json``."""
-        table = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         return cls(
-            table["sets"],
-            {name: Interval(*values) for name, values in table["means"].items()},
-            {name: Interval(*values) for name, values in table["against"].items()},
+            content["sets"],
+            {name: Interval(*values) for name, values in content["means"].items()},
+            {name: Interval(*values) for name, values in content["against"].items()},
         )
 
     def interval(self, model: str, name: str) -> Interval:
@@ -97,7 +98,7 @@ def write_results(
         "## Every model on every set",
         _full_table(scores),
         "## Environment",
-        _table(["", ""], [[key, value] for key, value in environment().items()]),
+        table(["", ""], [[key, value] for key, value in environment().items()]),
         "Seconds by stage: " + ", ".join(f"{name} {value:.0f}" for name, value in stage_seconds.items()) + ".",
     ]
     results = folder / "RESULTS.md"
@@ -201,7 +202,7 @@ def _main_table(
                 f"{merge_seconds[model]:.1f}" if model in merge_seconds else "",
             ]
         )
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _baseline(scores: Scores, merges: Mapping[str, Any]) -> str:
@@ -224,7 +225,7 @@ def _full_table(scores: Scores) -> str:
             rows.append(
                 [model, name, str(counts["utterances"]), str(words), share(right), *edits, share(wrong), sentences]
             )
-    return _table(["model", "dataset", "Snt", "Wrd", "Corr", "Sub", "Del", "Ins", "Err", "S.Err"], rows)
+    return table(["model", "dataset", "Snt", "Wrd", "Corr", "Sub", "Del", "Ins", "Err", "S.Err"], rows)
 
 
 def _merge_label(name: str, parameters: Mapping[str, Any]) -> str:
@@ -242,8 +243,3 @@ def _shown(value: Interval) -> str:
 
 def _signed(value: Interval) -> str:
     return f"{100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from nemo_merge import merge, merge_state_dicts, open_checkpoint
 from nemo_merge.checkpoints._safetensors import DTYPES
 from nemo_merge.errors import CheckpointError, PlanError
+from tests.fixtures.files import write_bin_folder
 from tests.fixtures.models import family, same, write_huggingface
 
 
@@ -136,3 +137,24 @@ def test_an_output_folder_is_replaced_as_a_whole(folders, tmp_path):
     assert "notes.txt" not in [path.name for path in output.iterdir()]
     assert open_checkpoint(output).metadata.provenance["method"]["name"] == "ties"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "e0", "e1", "e2", "merged"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 2])
+def test_transformers_loads_what_is_merged_from_older_folders(tmp_path, shards):
+    """Whisper ties its output layer to the embedding; ``pytorch_model.bin`` names both."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    small = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 1)
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 60, "num_mel_bins": 8}
+    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
+    states, paths = [], []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = WhisperForConditionalGeneration(WhisperConfig(**small, **sizes, **tokens))
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        paths.append(write_bin_folder(tmp_path / f"{seed}", model.state_dict(), shards))
+        model.config.save_pretrained(paths[-1])
+    merge(paths[0], paths[1:], "task_arithmetic", output=tmp_path / "merged")
+    restored = WhisperForConditionalGeneration.from_pretrained(tmp_path / "merged").state_dict()
+    assert same(dict(restored), merge_state_dicts(states[0], states[1:], "task_arithmetic"))

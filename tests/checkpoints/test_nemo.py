@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import pickle
@@ -317,3 +318,23 @@ def test_a_configuration_in_flow_style_gets_its_record_too(tmp_path):
     merged = open_checkpoint(tmp_path / "m.nemo").metadata
     assert merged.config["labels"] == ["a", "b"]
     assert merged.provenance["method"]["name"] == "soup"
+
+
+def test_an_archive_that_unfolds_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("nemo_merge.checkpoints.nemo._ALWAYS_ALLOWED", 1 << 20)
+    path = tmp_path / "bomb.nemo"
+    path.write_bytes(gzip.compress(bytes(16 << 20)))
+    with pytest.raises(CheckpointError, match=r"bomb\.nemo: refused, it unpacks to more than 100 times its size"):
+        open_checkpoint(path)
+
+
+def test_archives_with_too_many_or_too_large_members(tmp_path, monkeypatch):
+    path = write_nemo(tmp_path / "m.nemo", state_dict(), artefacts={f"{i}.txt": b"" for i in range(20)})
+    monkeypatch.setattr("nemo_merge.checkpoints.nemo._MAX_MEMBERS", 10)
+    with pytest.raises(CheckpointError, match="more than 10 members"):
+        open_checkpoint(path)
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
+    path.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    with pytest.raises(CheckpointError, match=r"m\.nemo: .*a header asks for too much"):
+        open_checkpoint(path)

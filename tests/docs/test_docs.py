@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from nemo_merge import merge_state_dicts, methods
-from nemo_merge.cli.settings import compose
+from nemo_merge.cli.settings import AnalyzeSettings, compose, compose_plain
 from nemo_merge.corpora.mini import NOTICE
 from nemo_merge.methods import _registry
 from nemo_merge.reporting.method_cards import methods_page
@@ -67,12 +67,15 @@ def test_commands_in_the_documentation_have_valid_settings(page):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             program = next((index for index, word in enumerate(words) if word.endswith("nemo-merge")), None)
-            if program is None or words[program + 1] not in ("merge", "plan"):
+            if program is None or words[program + 1] not in ("merge", "plan", "analyze"):
                 continue
             arguments = [
                 str(ROOT / word) if word.endswith(".yaml") and "=" not in word else word
                 for word in words[program + 2 :]
             ]
+            if words[program + 1] == "analyze":
+                assert compose_plain(arguments, AnalyzeSettings).experts
+                continue
             settings, _ = compose(arguments)
             assert settings.experts
 

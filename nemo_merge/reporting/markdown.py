@@ -1,0 +1,17 @@
+"""Tables in Markdown, and what stands in their cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are written as they are."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(value: float, digits: int = 0) -> str:
+    """A share as ``12 %``; empty for NaN."""
+    return "" if math.isnan(value) else f"{100 * value:.{digits}f} %"
