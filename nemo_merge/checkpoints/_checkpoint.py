@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ._work import WorkFolder, check_output
 
 logger = logging.getLogger("nemo_merge")
@@ -35,7 +37,7 @@ class TensorSpec:
 
     @property
     def numel(self) -> int:
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)  # torch's own product overflows without a word
 
     @property
     def nbytes(self) -> int:
@@ -102,9 +104,12 @@ class Checkpoint(Mapping[str, Tensor], ABC):
         digests = {}
         for path in self.files:
             digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
-            with open(path, "rb", buffering=0) as file:
-                while (count := file.readinto(buffer)) and not (stop and stop.is_set()):
-                    digest.update(memoryview(buffer)[:count])
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    while (count := file.readinto(buffer)) and not (stop and stop.is_set()):
+                        digest.update(memoryview(buffer)[:count])
+            except OSError as error:  # a disk or network that fails in the middle
+                raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
             digests[path.name] = digest.hexdigest()
         return digests
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,15 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ._checkpoint import TensorSpec
-from ._pickle import MAX_DEPTH, MAX_PICKLE, ORDERED_DICT, Known, SafeUnpickler, walk
+from ._pickle import MAX_DEPTH, MAX_PICKLE, ORDERED_DICT, Known, SafeUnpickler, unfolds, walk
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _END = struct.Struct("<4s4H2IH")
 _END64_LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _MAX_DIRECTORY = 64 << 20  # bytes; a hundred for each storage
+
+_MAX_EXPANDED = 64 << 20  # bytes by which tensors may be larger than what is stored
 
 _STORAGE_DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -91,12 +94,18 @@ class StoredData(NamedTuple):
     dtype: torch.dtype
 
 
-def _rebuild_tensor(storage: StoredData, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
-    shape, stride = tuple(shape), tuple(stride)
-    sizes = (offset, *shape, *stride)
-    if len(shape) != len(stride) or any(not isinstance(n, int) or not 0 <= n < 1 << 62 for n in sizes):
+def _size(sizes: Any = ()) -> tuple[Any, ...]:
+    if not isinstance(sizes, (tuple, list)) or len(sizes) > 64:
         raise pickle.UnpicklingError("it describes a tensor with impossible sizes")
-    if not isinstance(storage, StoredData) or len(shape) > 64:
+    return tuple(sizes)
+
+
+def _rebuild_tensor(storage: StoredData, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
+    shape, stride = _size(shape), _size(stride)
+    sizes = (offset, *shape, *stride)
+    if len(shape) != len(stride) or any(type(n) is not int or not 0 <= n < 1 << 62 for n in sizes):
+        raise pickle.UnpicklingError("it describes a tensor with impossible sizes")
+    if not isinstance(storage, StoredData):
         raise pickle.UnpicklingError("it describes a tensor without a storage")
     return StoredTensor(storage.name, storage.dtype, offset, shape, stride)
 
@@ -125,7 +134,7 @@ KNOWN: dict[tuple[str, str], Any] = {
         (known.module, known.name): known
         for known in (
             ORDERED_DICT,
-            Known("torch", "Size", lambda sizes=(): tuple(sizes)),
+            Known("torch", "Size", _size),
             Known("torch._utils", "_rebuild_tensor_v2", _rebuild_tensor),
             Known("torch._utils", "_rebuild_tensor_v3", _rebuild_typed),
             Known("torch._utils", "_rebuild_parameter", _rebuild_parameter),
@@ -242,8 +251,7 @@ class TorchZip:
         except Exception as error:
             raise CheckpointError(f"{self.name}: its pickle is damaged ({type(error).__name__}: {error})") from error
         self.protocol = max(2, unpickler.proto)
-        if any(depth > MAX_DEPTH for _, depth in walk(content)):
-            raise CheckpointError(f"{self.name}: refused, its objects are nested more than {MAX_DEPTH} deep")
+        check_objects(content, self.name)
         return content
 
     def _member(self, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -255,6 +263,20 @@ class TorchZip:
                 f"what describes tensors never needs more than {limit}"
             )
         return archive.read(member)
+
+    def check_all(self, tensors: Mapping[str, StoredTensor]) -> None:
+        """Raises :class:`CheckpointError` as :meth:`check` does, or if the tensors are much larger than what is stored.
+
+        A stride of 0 makes a tensor of any size from one number; ``torch.expand`` does so, but not to weights.
+        """
+        for name, tensor in tensors.items():
+            self.check(name, tensor)
+        stored = sum(length for _, length in self._places.values())
+        claimed = sum(tensor.spec.nbytes for tensor in set(tensors.values()))
+        if claimed > 2 * stored + _MAX_EXPANDED:
+            raise CheckpointError(
+                f"{self.name}: refused, its tensors would be {claimed} bytes large, of which it holds {stored}"
+            )
 
     def check(self, name: str, stored: StoredTensor) -> None:
         """Raises :class:`CheckpointError` if the tensor reaches outside its storage or the storage is missing."""
@@ -272,6 +294,14 @@ class TorchZip:
             raw = raw.clone()
         flat = raw.view(stored.dtype)
         return flat.as_strided(stored.shape, stored.stride, flat.storage_offset() + stored.offset)
+
+
+def check_objects(content: Any, shown: str) -> None:
+    """Raises :class:`CheckpointError` if to go through all objects would take very long or crash."""
+    if any(depth > MAX_DEPTH for _, depth in walk(content)):
+        raise CheckpointError(f"{shown}: refused, its objects are nested more than {MAX_DEPTH} deep")
+    if unfolds(content):
+        raise CheckpointError(f"{shown}: refused, it unfolds into millions of objects")
 
 
 def map_file(path: Path) -> Tensor:

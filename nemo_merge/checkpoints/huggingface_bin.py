@@ -49,8 +49,7 @@ class HuggingFaceBinCheckpoint(HuggingFaceCheckpoint):
             raise CheckpointError(f"{path}: missing, although {self.index} lists it; fetch it again")
         self._zips[shard] = TorchZip(path)
         stored = plain_state_dict(self._zips[shard].content, str(path))
-        for name, tensor in stored.items():
-            self._zips[shard].check(name, tensor)
+        self._zips[shard].check_all(stored)
         self._stored.update(stored)
         self._found_ties.update(ties_of(stored))
         return {name: tensor.spec for name, tensor in stored.items()}

@@ -7,6 +7,7 @@ import copy
 import gzip
 import hashlib
 import io
+import os
 import tarfile
 import tempfile
 import zlib
@@ -194,7 +195,7 @@ class _Bounded(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= _MAX_ARTEFACT:
             raise tarfile.ReadError("a header asks for too much")
-        return super().read(size) or b""
+        return super().read(min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))) or b""
 
 
 @contextlib.contextmanager

@@ -105,7 +105,8 @@ def damaged(seeds: Sequence[Seed], number: int) -> tuple[Seed, str, bytes]:
     seed = seeds[number % len(seeds)]
     file = rng.choice(sorted(seed.files))
     other = rng.choice(seeds)
-    return seed, file, mutate(rng, file, seed.files[file], list(other.files.values()))
+    with warnings.catch_warnings(action="ignore"):
+        return seed, file, mutate(rng, file, seed.files[file], list(other.files.values()))
 
 
 def asks_for_averages(number: int, path: Path) -> bool:
@@ -286,6 +287,7 @@ def main() -> None:
     parser.add_argument("--end", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    sys.stdout.reconfigure(errors="backslashreplace")
     if options.number is not None:
         folder = Path(tempfile.mkdtemp(prefix="fuzzing-"))
         write_seeds(folder / "seeds")

@@ -55,7 +55,10 @@ def change_json(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
         node[key] = json.loads(json.dumps(other[name])) if name in other or isinstance(other, list) else None
     else:
         node[key] = mark
-    text = json.dumps(content).encode()
+    try:
+        text = json.dumps(content).encode()
+    except (RecursionError, ValueError):  # an earlier change nested it deeply, or tied a knot
+        return change_bytes(rng, data, others)
     return text.replace(json.dumps(mark).encode(), rng.choice(ODD_JSON))
 
 
