@@ -67,9 +67,13 @@ def open_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Check
     """
     path = Path(path)
     try:
-        return _open(path, ema)
+        checkpoint = _open(path, ema)
     except OSError as error:  # a disk or network that fails in the middle
         raise CheckpointError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+    if not checkpoint.specs:
+        checkpoint.close()
+        raise CheckpointError(f"{path}: holds no tensors")
+    return checkpoint
 
 
 def _open(path: Path, ema: bool) -> Checkpoint:

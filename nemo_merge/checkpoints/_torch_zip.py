@@ -45,8 +45,9 @@ _DTYPE_NAMES = (
 class Window(io.RawIOBase):
     """A part of an open file that behaves as a file."""
 
-    def __init__(self, fd: int, offset: int, size: int) -> None:
+    def __init__(self, fd: int, offset: int, size: int, name: str) -> None:
         self._fd, self._offset, self._size, self._position = fd, offset, size, 0
+        self._name = name
 
     def seekable(self) -> bool:
         return True
@@ -64,10 +65,18 @@ class Window(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self._size - self._position))
-        data = os.pread(self._fd, count, self._offset + self._position)
+        data = _pread(self._fd, count, self._offset + self._position, self._name)
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+
+def _pread(fd: int, count: int, offset: int, name: str) -> bytes:
+    """Raises :class:`CheckpointError` where the disk or the network fails; zipfile would call that a damaged file."""
+    try:
+        return os.pread(fd, count, offset)
+    except OSError as error:
+        raise CheckpointError(f"{name}: cannot be read ({error.strerror or error})") from error
 
 
 class StoredTensor(NamedTuple):
@@ -187,7 +196,7 @@ class TorchZip:
                 )
             try:
                 _check_directory(file.fileno(), offset, size, self.name)
-                with zipfile.ZipFile(io.BufferedReader(Window(file.fileno(), offset, size))) as archive:
+                with zipfile.ZipFile(io.BufferedReader(Window(file.fileno(), offset, size, self.name))) as archive:
                     root = self._root(archive)
                     self._places = self._read_places(archive, root, file.fileno(), offset, size)
                     self.content = self._unpickle(archive, root, placeholders)
@@ -225,7 +234,7 @@ class TorchZip:
                 continue
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
                 raise CheckpointError(f"{self.name}: tensors are compressed; save it anew with torch.save")
-            header = os.pread(fd, _LOCAL_HEADER.size, offset + member.header_offset)
+            header = _pread(fd, _LOCAL_HEADER.size, offset + member.header_offset, self.name)
             if len(header) < _LOCAL_HEADER.size:
                 raise zipfile.BadZipFile("a member lies outside the file")
             # The padding that aligns a storage is an extra field of the local header only.
@@ -318,7 +327,7 @@ def map_file(path: Path) -> Tensor:
 
 def _check_directory(fd: int, offset: int, size: int, name: str) -> None:
     """Refuses an archive whose table of contents would take more memory than a checkpoint's ever does."""
-    tail = os.pread(fd, min(size, 1 << 16), offset + max(0, size - (1 << 16)))
+    tail = _pread(fd, min(size, 1 << 16), offset + max(0, size - (1 << 16)), name)
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or end + _END.size > len(tail):
         raise zipfile.BadZipFile("its table of contents is missing")

@@ -195,7 +195,13 @@ class _Bounded(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= _MAX_ARTEFACT:
             raise tarfile.ReadError("a header asks for too much")
-        return super().read(min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))) or b""
+        try:
+            return self._read(min(size, max(0, os.fstat(self.fileno()).st_size - self.tell())))
+        except OSError as error:
+            raise CheckpointError(f"{self.name}: cannot be read ({error.strerror or error})") from error
+
+    def _read(self, size: int) -> bytes:
+        return super().read(size) or b""
 
 
 @contextlib.contextmanager
@@ -223,7 +229,7 @@ def _members(tar: tarfile.TarFile, shown: Path) -> list[tarfile.TarInfo]:
     for member in members:
         path = PurePosixPath(member.name)
         plain = (member.isfile() and not member.issparse()) or member.isdir()
-        if path.is_absolute() or ".." in path.parts or not plain:
+        if path.is_absolute() or ".." in path.parts or not plain or member.size < 0:
             raise CheckpointError(
                 f"{shown}: refused, its member {member.name!r} is not a plain file inside the archive"
             )
