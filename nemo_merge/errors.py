@@ -33,6 +33,10 @@ class CheckpointError(NemoMergeError):
         super().__init__(message if len(message) <= _LONGEST else f"{message[: _LONGEST - 200]} ... {message[-200:]}")
 
 
+class AudioError(NemoMergeError):
+    """Audio that cannot be used: missing, damaged, too short or of an unknown format."""
+
+
 class OutputError(NemoMergeError):
     """An output that cannot be written: it exists, the disk is full, the folder is read-only."""
 

@@ -18,6 +18,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..low_rank import LowRank
 from ._work import WorkFolder, check_output
 
 logger = logging.getLogger("nemo_merge")
@@ -83,6 +84,8 @@ class Checkpoint(Mapping[str, Tensor], ABC):
     specs: Mapping[str, TensorSpec]
     ties: Mapping[str, str]
     metadata: Metadata
+    added: frozenset[str] = frozenset()
+    """Tensors that the model has from its adapters alone: those of several experts have no common origin."""
 
     @abstractmethod
     def __getitem__(self, name: str) -> Shaped[Tensor, "..."]:
@@ -98,6 +101,18 @@ class Checkpoint(Mapping[str, Tensor], ABC):
     def files(self) -> list[Path]:
         """Files that hold the tensors."""
         return [self.path]
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What the record of a merge says of this input beside its path, format and digests."""
+        return {}
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """The change that an adapter makes to a tensor of its base, as factors, or None where it is not known as such.
+
+        A checkpoint that gives one for a tensor has the tensor in the base's shape.
+        """
+        return None
 
     def sha256(self, stop: threading.Event | None = None) -> dict[str, str]:
         """SHA-256 of every file that holds tensors, by file name; set ``stop`` from another thread to give up."""

@@ -8,22 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ._checkpoint import Checkpoint
 from ._nemo_config import CONFIG, WEIGHTS
 from ._torch_zip import TorchZip
+from .adapter import AdapterCheckpoint, is_adapter
 from .dcp import METADATA, DcpCheckpoint
 from .huggingface import INDEX, SINGLE, HuggingFaceCheckpoint
 from .huggingface_bin import BIN_INDEX, BIN_SINGLE, HuggingFaceBinCheckpoint
 from .lightning import LightningCheckpoint, is_lightning
 from .nemo import NemoCheckpoint
+from .nemo_adapter import NemoAdapterCheckpoint, is_nemo_adapter
 from .nemo_folder import NemoFolderCheckpoint
 from .safetensors_file import SafetensorsCheckpoint
 from .torch_file import TorchFileCheckpoint
 
 READABLE = (
     "a .nemo file or its unpacked folder, a Hugging Face folder, a safetensors file, a Lightning .ckpt, "
-    "a state dict saved by torch.save (.pt, .pth), a distributed checkpoint"
+    "a state dict saved by torch.save (.pt, .pth), a distributed checkpoint, an adapter of PEFT or NeMo"
 )
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote first before 1.6
 _MAX_SAFETENSORS_HEADER = 100_000_000
@@ -43,7 +45,7 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
 )  # fmt: skip
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], *, ema: bool = False, prefix: str | None = None) -> Checkpoint:
     """Opens a checkpoint of any supported format without reading its tensors.
 
     Example:
@@ -57,6 +59,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Check
     Args:
         path: a file or a folder; see ``docs/reference/formats.md``.
         ema: take the averaged weights (EMA) that the training kept beside the last ones.
+        prefix: what stands before the names of a PEFT adapter in its base, where that is not clear without.
 
     Returns:
         A read-only mapping from names to lazily read tensors.
@@ -64,10 +67,11 @@ def open_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Check
     Raises:
         CheckpointError: it does not exist, is damaged, unsafe, or of a format that is not supported; or averaged
             weights were asked for and there are none.
+        ConfigError: a prefix for what is no adapter.
     """
     path = Path(path)
     try:
-        checkpoint = _open(path, ema)
+        checkpoint = _open(path, ema, prefix)
     except OSError as error:  # a disk or network that fails in the middle
         raise CheckpointError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
     if not checkpoint.specs:
@@ -76,7 +80,13 @@ def open_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Check
     return checkpoint
 
 
-def _open(path: Path, ema: bool) -> Checkpoint:
+def _open(path: Path, ema: bool, prefix: str | None) -> Checkpoint:
+    if path.exists() and is_adapter(path):
+        if ema:
+            raise _no_averages(path)
+        return AdapterCheckpoint(path, prefix)
+    if prefix is not None:
+        raise ConfigError(f"{path}: prefix={prefix!r} is for PEFT adapters only")
     if path.is_dir():
         checkpoint = _folder(path)(path)
         if ema:
@@ -101,8 +111,6 @@ def _folder(path: Path) -> Callable[[Path], Checkpoint]:
     def has(*names: str) -> bool:
         return any((path / name).is_file() for name in names)
 
-    if has("adapter_config.json"):
-        raise CheckpointError(f"{path}: an adapter (PEFT), not a model; merge it into its base first")
     if has(WEIGHTS) and has(CONFIG):
         return NemoFolderCheckpoint
     if has(METADATA):
@@ -130,6 +138,10 @@ def _open_file(path: Path, ema: bool) -> Checkpoint:
         size = os.fstat(file.fileno()).st_size
     if head.startswith(b"PK\x03\x04"):
         archive = TorchZip(path, placeholders=True)
+        if is_nemo_adapter(archive.content):
+            if ema:
+                raise _no_averages(path)
+            return NemoAdapterCheckpoint(path, archive=archive)
         kind = LightningCheckpoint if is_lightning(archive.content) else TorchFileCheckpoint
         return kind(path, ema=ema, archive=archive)
     opener: Callable[[Path], Checkpoint]

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import OutputError
 from ._checkpoint import Checkpoint, TensorSpec, Writer
+from .dcp import DcpCheckpoint
 from .lightning import LightningCheckpoint
 from .nemo import NemoCheckpoint
 from .safetensors_file import SafetensorsCheckpoint, safetensors_writer
@@ -46,38 +47,58 @@ def writer_for(
     Raises:
         OutputError: no input can be the container; or as :meth:`Checkpoint.writer`.
     """
-    suffix = output.suffix.lower()
-    if suffix == ".safetensors" and not isinstance(template, SafetensorsCheckpoint):
+    container = container_for(template, others, output)
+    if container is not None:
+        return container.writer(output, specs, record, overwrite=overwrite)
+    if output.suffix.lower() == ".safetensors":
         return safetensors_writer(output, specs, template.ties, record, {}, overwrite=overwrite)
+    return plain_torch_writer(output, specs, template.ties, record, overwrite=overwrite)
+
+
+def container_for(template: Checkpoint, others: Iterable[Checkpoint], output: Path) -> Checkpoint | None:
+    """The input whose format, configuration and tokenizer an output of this name takes over; None for tensors alone.
+
+    Args:
+        template: as in :func:`writer_for`.
+        others: as in :func:`writer_for`.
+        output: as in :func:`writer_for`.
+
+    Raises:
+        OutputError: the format needs a container and no input can be it, or it cannot be written.
+    """
+    suffix = output.suffix.lower()
+    if suffix == ".safetensors":
+        return template if isinstance(template, SafetensorsCheckpoint) else None
     bare = type(template) is TorchFileCheckpoint
-    if suffix in (".pt", ".pth") and not bare:
-        return plain_torch_writer(output, specs, template.ties, record, overwrite=overwrite)
-    container = template
+    if suffix in (".pt", ".pth"):
+        return template if bare else None
     if suffix in _CONTAINERS and not (bare and suffix == ".ckpt"):
         kind, needed = _CONTAINERS[suffix]
-        found = _container(template, others, kind, specs)
-        if found is None:
+        container = _container(template, others, kind)
+        if container is None:
             raise OutputError(
                 f"{output}: cannot be written in this format, because neither {template.path} ({template.format}) nor "
                 f"another input with the same tensors is {needed}; choose an output that ends in .safetensors or .pt"
             )
-        container = found
-    return container.writer(output, specs, record, overwrite=overwrite)
+        return container
+    if isinstance(template, DcpCheckpoint):
+        raise OutputError(
+            f"{output}: {template.path} is a distributed checkpoint, which can be read but not written; "
+            "choose an output that ends in .safetensors or .pt"
+        )
+    return template
 
 
-def _container(
-    template: Checkpoint, others: Iterable[Checkpoint], kind: type[Checkpoint], specs: Mapping[str, TensorSpec]
-) -> Checkpoint | None:
+def _container(template: Checkpoint, others: Iterable[Checkpoint], kind: type[Checkpoint]) -> Checkpoint | None:
     if isinstance(template, kind):
         return template
     for other in others:
         inner = getattr(other, "inner", other)  # an input whose names were adapted to the template's
-        if isinstance(inner, kind) and _fits(inner, specs):
+        if isinstance(inner, kind) and _own(inner) == _own(template):
             return inner
     return None
 
 
-def _fits(container: Checkpoint, specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether the tensors are exactly the container's, tied ones once."""
-    own = {name: spec.shape for name, spec in container.specs.items() if name not in container.ties}
-    return own == {name: spec.shape for name, spec in specs.items()}
+def _own(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors, tied ones once."""
+    return {name: spec.shape for name, spec in checkpoint.specs.items() if name not in checkpoint.ties}

@@ -16,7 +16,7 @@ import pickle
 import re
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 MAX_PICKLE = 64 << 20
@@ -29,7 +29,7 @@ _Unpickler: Any = pickle._Unpickler
 _Pickler: Any = pickle._Pickler
 _unframer: Any = pickle._Unframer  # type: ignore[attr-defined]
 _STOP: Any = pickle._Stop  # type: ignore[attr-defined]
-_PLAIN_KEYS = (str, bytes, int, float, complex, bool, type(None))
+PLAIN_KEYS = (str, bytes, int, float, complex, bool, type(None))
 
 
 class Global:
@@ -133,7 +133,7 @@ def _key(key: Any) -> Any:
             raise pickle.UnpicklingError("a key is nested too deeply")
         if isinstance(part, tuple):
             waiting.extend(part)
-        elif not isinstance(part, (*_PLAIN_KEYS, Global, Inert, Known)) and not part.__hash__:
+        elif not isinstance(part, (*PLAIN_KEYS, Global, Inert, Known)) and not part.__hash__:
             raise pickle.UnpicklingError(f"a key is of type {type(part).__name__}")
     return key
 
@@ -345,101 +345,3 @@ class InertPickler(_Pickler):
                 for part in item if step == "setitems" else (item,):
                     self.save(part)
             self.write({"appends": pickle.APPENDS, "setitems": pickle.SETITEMS, "additems": pickle.ADDITEMS}[step])
-
-
-def children(node: Any) -> Iterator[Any]:
-    """What a node of unpickled data refers to."""
-    if isinstance(node, Mapping):
-        yield from node.keys()
-        yield from node.values()
-        if isinstance(node, TorchDict):
-            yield node.attributes
-    elif type(node) in (list, tuple, set, frozenset):
-        yield from node
-    elif isinstance(node, Inert):
-        yield from (node.args, node.kwargs)
-        for step, value in node.steps:
-            yield from (part for pair in value for part in pair) if step == "setitems" else (value,)
-
-
-def walk(root: Any) -> Iterator[tuple[Any, int]]:
-    """Every node once, with its depth, without recursion."""
-    seen: set[int] = set()
-    waiting = [(root, 0)]
-    while waiting:
-        node, depth = waiting.pop()
-        if id(node) not in seen:
-            seen.add(id(node))
-            yield node, depth
-            waiting.extend((child, depth + 1) for child in children(node) if not isinstance(child, _PLAIN_KEYS))
-
-
-def unfolds(root: Any, limit: int = 2 * MAX_INSTRUCTIONS) -> bool:
-    """Whether it has more nodes than ``limit`` when whatever is shared is counted each time that it is met.
-
-    A small pickle can hold a list that holds a list twice, that holds a list twice, and so on; to go through all of it
-    takes for ever. Nodes within themselves are not followed.
-    """
-    sizes: dict[int, int] = {}
-    waiting = [(root, False)]
-    while waiting:
-        node, entered = waiting.pop()
-        if entered:
-            sizes[id(node)] = size = 1 + sum(sizes.get(id(child), 1) for child in children(node))
-            if size > limit:
-                return True
-        elif id(node) not in sizes:
-            sizes[id(node)] = 0
-            waiting.append((node, True))
-            waiting.extend((child, False) for child in children(node) if not isinstance(child, _PLAIN_KEYS))
-    return False
-
-
-def plain(node: Any, depth: int = 60, memo: dict[int, Any] | None = None) -> Any:
-    """Configuration objects as plain dictionaries, lists and values.
-
-    OmegaConf's containers, namespaces and other objects with a state become dictionaries; what has no plain form
-    becomes the name of its class in angle brackets. Objects that contain themselves are cut.
-    """
-    memo = {} if memo is None else memo
-    if isinstance(node, _PLAIN_KEYS):
-        return node
-    if id(node) in memo:
-        return memo[id(node)]
-    if depth == 0:
-        return "<nested too deeply>"
-    memo[id(node)] = "<itself>"
-
-    def inner(value: Any) -> Any:
-        return plain(value, depth - 1, memo)
-
-    def entries(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
-        return {
-            key if isinstance(key, _PLAIN_KEYS) else str(inner(key)): inner(value) for key, value in mapping.items()
-        }
-
-    result: Any
-    if isinstance(node, Mapping):
-        result = entries(node)
-    elif type(node) in (list, tuple, set, frozenset):
-        result = [inner(value) for value in node]
-    elif isinstance(node, Inert):
-        state = node.state
-        if node.path.startswith("omegaconf.") and isinstance(state, Mapping):
-            result = inner(state["_content"] if "_content" in state else state.get("_val"))
-        elif node.path.startswith("pathlib") and all(isinstance(part, str) for part in node.args):
-            result = "/".join(node.args).replace("//", "/")
-        elif node.items:
-            result = entries(node.items)
-        elif node.members:
-            result = [inner(value) for value in node.members]
-        elif isinstance(state, Mapping):
-            result = entries(state)
-        else:
-            result = f"<{node.path}>"
-    elif isinstance(node, (Global, Known)):
-        result = f"<{node.path}>"
-    else:
-        result = f"<{type(node).__name__}>" if isinstance(node, tuple) else str(node)
-    memo[id(node)] = result
-    return result

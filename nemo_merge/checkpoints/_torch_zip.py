@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ._checkpoint import TensorSpec
-from ._pickle import MAX_DEPTH, MAX_PICKLE, ORDERED_DICT, Known, SafeUnpickler, unfolds, walk
+from ._pickle import MAX_DEPTH, MAX_PICKLE, ORDERED_DICT, Known, SafeUnpickler
+from ._plain import unfolds, walk
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _END = struct.Struct("<4s4H2IH")

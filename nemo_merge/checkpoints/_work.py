@@ -135,11 +135,15 @@ class WorkFolder:
             _put_in_place(self.path, self.output)
         self._remove()
 
-    def pause(self) -> bool:
-        """Stops working and keeps finished tensors for the same merge; whether there is anything to keep."""
+    def pause(self, *, always: bool = False) -> bool:
+        """Stops working and keeps finished tensors for the same merge; whether there is anything to keep.
+
+        Args:
+            always: keep the folder even if no tensor in it is finished.
+        """
         if self._lock < 0:
             return False
-        if self._journal is None or not self._journal.used:
+        if not always and (self._journal is None or not self._journal.used):
             self.discard()
             return False
         for file in self.files.values():

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
 from ._pickle import MAX_PICKLE, Inert, SafeUnpickler
 from ._stored import WRAPPERS
@@ -86,10 +86,7 @@ class DcpCheckpoint(Checkpoint):
     def writer(
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
     ) -> Writer:
-        raise OutputError(
-            f"{output}: {self.path} is a distributed checkpoint, which can be read but not written; "
-            "choose an output that ends in .safetensors or .pt"
-        )
+        raise NotImplementedError("distributed checkpoints are read only")
 
     def _data_files(self) -> set[str]:
         return {piece.file for pieces in self._pieces.values() for piece in pieces}

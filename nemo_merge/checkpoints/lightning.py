@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ._pickle import plain
+from ._plain import plain
 from ._torch_zip import TorchZip
 from .torch_file import TorchFileCheckpoint
 

@@ -15,7 +15,8 @@ from ._averages import averaged
 from ._checkpoint import Metadata, TensorSpec, Writer, check_outputs
 from ._nemo_config import label_digests
 from ._pending import Layout
-from ._pickle import TorchDict, plain, walk
+from ._pickle import TorchDict
+from ._plain import plain, walk
 from ._single_file import SingleFileWriter
 from ._stored import AVERAGES, StateDict, StoredCheckpoint, find_state_dict
 from ._torch_layout import lay_out, lay_out_objects
@@ -51,7 +52,7 @@ class TorchFileCheckpoint(StoredCheckpoint):
     format = "torch"
 
     def __init__(self, path: str | Path, *, ema: bool = False, archive: TorchZip | None = None) -> None:
-        self.path = Path(path)
+        self.path, self._ema = Path(path), ema
         self._zip = archive or TorchZip(self.path, placeholders=True)
         self.content: Any = self._zip.content
         self._found = find_state_dict(self.content, str(self.path))
@@ -63,6 +64,10 @@ class TorchFileCheckpoint(StoredCheckpoint):
     def wrapped(self) -> bool:
         """Whether the state dict stands in a dictionary with other things."""
         return bool(self._found.where)
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        return {"ema": True} if self._ema else {}
 
     def writer(
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False

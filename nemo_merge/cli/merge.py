@@ -20,17 +20,19 @@ def command(arguments: tuple[str, ...]) -> None:
 
     \b
     base=PATH         the model that the experts were fine-tuned from
-    experts=[A,B]     the experts: .nemo files or Hugging Face folders
+    experts=[A,B]     the experts: .nemo files, Hugging Face folders or PEFT adapters of the base
     output=PATH       the merged checkpoint; it appears whole or not at all
     method=NAME       merging method (nemo-merge methods)   [boosted_tsvm]
     method.KEY=VALUE  its parameters (nemo-merge methods NAME); all have scale and weights
     rules=[...]       other settings for some tensors: {match: REGEX} or {group: encoder} with method, scale, weights
     then=[lines]      post-processors of what the method gives
     overwrite=true    replace an output that exists          [false]
-    batch_norm=WORD   average, pooled or base                [average]
+    batch_norm=WORD   average, pooled, base or recalibrate   [average]
+    audio=PATH        for recalibrate: manifest, cuts or folder of unlabelled audio
     dtype=TYPE        float32, float16, bfloat16, float64    [the base's]
     device=cuda       factorise on the GPU                   [cpu]
     workers=N         threads                                [number of cores]
+    as_adapter=true   write merged adapters as one LoRA adapter, exact or (as_adapter=16) of that rank at most
     """
     from ._memory import return_large_buffers
     from .settings import compose
@@ -52,6 +54,7 @@ def command(arguments: tuple[str, ...]) -> None:
             method,
             output=settings.output,
             ranks=ranks,
+            as_adapter=settings.as_adapter,
             **settings.merge_options(),
         )
         if ranks.first:

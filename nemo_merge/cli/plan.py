@@ -20,13 +20,12 @@ def command(arguments: tuple[str, ...]) -> None:
         raise click.UsageError("experts=[PATH,PATH] is missing")
     from contextlib import ExitStack
 
-    from ..checkpoints import open_checkpoint
     from ..merging import plan_merge, plan_table
+    from ..merging.inputs import open_inputs
     from ._console import console
 
     with ExitStack() as stack:
-        base = stack.enter_context(open_checkpoint(settings.base)) if settings.base else None
-        experts = [stack.enter_context(open_checkpoint(path)) for path in settings.experts]
+        base, experts = open_inputs(settings.base, settings.experts, stack)
         plan = plan_merge(
             base,
             experts,

@@ -21,19 +21,22 @@ class MergeSettings:
     """The settings of a merge beside the method's own; the same words as the arguments of ``nemo_merge.merge``."""
 
     base: str | None = None
-    experts: list[str] = field(default_factory=list)
+    experts: list[Any] = field(default_factory=list)
     output: str | None = None
     overwrite: bool = False
     rules: list[Any] = field(default_factory=list)
     then: list[Any] = field(default_factory=list)
     batch_norm: str = "average"
+    audio: Any = None
     dtype: str | None = None
     device: str = "cpu"
     workers: int | None = None
+    as_adapter: Any = None
 
     def plan_options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~nemo_merge.merging.plan_merge`."""
-        return {name: getattr(self, name) for name in ("rules", "then", "batch_norm", "dtype", "device", "workers")}
+        names = ("rules", "then", "batch_norm", "audio", "dtype", "device", "workers")
+        return {name: getattr(self, name) for name in names}
 
     def merge_options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~nemo_merge.merging.merge` beside the output and the method's parameters."""

@@ -32,6 +32,8 @@ def command(arguments: tuple[str, ...]) -> None:
         raise click.UsageError("output=FOLDER is missing")
     if not settings.experts:
         raise click.UsageError("experts=[PATH,PATH] is missing")
+    if settings.as_adapter is not None:
+        raise click.UsageError("as_adapter is for nemo-merge merge; a sweep writes models")
     from dataclasses import fields
 
     from ..merging import sweep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +15,13 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .. import methods
-from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, Writer, check_output, writer_for
+from ..checkpoints import CARD, RECORD, Checkpoint, StateDictCheckpoint, Writer, check_output, container_for, writer_for
 from ..checkpoints._yaml import dump
 from ..checkpoints.memory import StateDictWriter
 from ..errors import ConfigError, OutputError
 from ..methods import Method
 from ..methods.emr import Emr
+from .adapter_output import check_as_adapter, write_adapters
 from .card import model_card
 from .distributed import ShardWriter, gather, share_of
 from .emr import EmrPackage, package_path
@@ -30,6 +31,7 @@ from .plan import BatchNorm, MergePlan, PlanOptions, Rules, Then, plan_merge, pl
 from .progress import Progress, bar
 from .provenance import hashing, record
 from .ranks import ALONE, Ranks
+from .recalibration import Audio, Recalibration, alone
 
 logger = logging.getLogger("nemo_merge")
 
@@ -69,11 +71,13 @@ def merge(
     rules: Rules = (),
     then: Then = (),
     batch_norm: BatchNorm = "average",
+    audio: Audio | None = None,
     dtype: str | None = None,
     device: str = "cpu",
     workers: int | None = None,
     progress: bool | None = None,
     ranks: Ranks = ALONE,
+    as_adapter: bool | int | None = None,
     **parameters: Any,
 ) -> MergeReport:
     """Merges experts into one checkpoint of the base's format.
@@ -89,12 +93,16 @@ def merge(
         overwrite: replace an output that exists.
         rules: other settings for some tensors, see :func:`~nemo_merge.merging.rules.parse_rules`.
         then: post-processors of the merged task vectors, in order (``nemo_merge.methods.post_names()``).
-        batch_norm: ``average``, ``pooled`` or ``base``, see :func:`~nemo_merge.merging.plan.plan_merge`.
+        batch_norm: ``average``, ``pooled``, ``base`` or ``recalibrate``, see
+            :func:`~nemo_merge.merging.plan.plan_merge`.
+        audio: unlabelled audio for ``batch_norm="recalibrate"``, see there; needs NeMo.
         dtype: type of the merged weights; the base's by default.
         device: where spectral methods factorise, ``cpu`` or ``cuda``; other methods are as fast as the disk.
         workers: threads; the number of cores by default. The bytes written do not depend on it.
         progress: show a progress bar; by default only on a terminal.
         ranks: the processes that share the work, see :func:`~nemo_merge.merging.ranks.ranks_of_torchrun`.
+        as_adapter: write the merged change of adapters as one LoRA adapter (a folder) instead of a model: True for the
+            exact rank, a number for that rank at most. The method must be rotation-equivariant.
         **parameters: parameters of the method, ``scale`` and ``weights`` among them.
 
     Raises:
@@ -109,12 +117,14 @@ def merge(
         rules=rules,
         then=then,
         batch_norm=batch_norm,
+        audio=audio,
         dtype=dtype,
         device=device,
         workers=workers,
         overwrite=overwrite,
         progress=progress,
         ranks=ranks,
+        as_adapter=as_adapter,
     )
     return merge_variants(base, experts, {Path(output): chosen}, options)[0]
 
@@ -127,6 +137,7 @@ class Options(PlanOptions):
     progress: bool | None = None
     ranks: Ranks = ALONE
     """The processes that share the merge; see :func:`~nemo_merge.merging.ranks.ranks_of_torchrun`."""
+    as_adapter: bool | int | None = None
     as_recorded: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found
     """Given the record of a merge, the one that its output is to carry: an earlier one when a merge is repeated."""
 
@@ -147,6 +158,8 @@ def merge_variants(
     """
     started = time.monotonic()
     ranks = options.ranks
+    alone(options.batch_norm, ranks.count)
+    check_as_adapter(options.as_adapter, ranks)
     with ExitStack() as stack:
         with ranks.together():
             for target in variants:
@@ -156,17 +169,27 @@ def merge_variants(
             inputs = [*expert_checkpoints, *([base_checkpoint] if base_checkpoint is not None else [])]
             for target in variants:
                 _check_output_is_no_input(target, inputs)
+                for template in (
+                    [] if options.as_adapter else inputs[-1:] if base_checkpoint is not None else inputs[:1]
+                ):
+                    container_for(template, expert_checkpoints, target)  # raises where the format cannot be written
             before = fingerprints(inputs)
         digests = stack.enter_context(hashing(inputs, ranks))
         with ranks.together():
             plans = plan_variants(base_checkpoint, expert_checkpoints, list(variants.values()), options, ranks)
-        records = [options.as_recorded(record(plan, digests())) for plan in plans]
-        writers, executions = _write(variants, plans, records, options, stack)
+        records = [options.as_recorded(record(plan, digests(), options.as_adapter)) for plan in plans]
+        if options.as_adapter:
+            lost = write_adapters(list(variants), plans, records, options.as_adapter, options)
+            return _reports(variants, plans, records, lost, ranks.first, started)
+        again = stack.enter_context(Recalibration(plans, list(variants), records)) if plans[0].audio else None
+        writers, executions = _write(again.merged if again else list(variants), plans, records, options, stack)
         packages = [
             stack.enter_context(EmrPackage(package_path(target), plan))
             for target, plan in zip(variants, plans, strict=True)
             if isinstance(plan.method, Emr) and ranks.first
         ]
+        if again is not None:
+            writers = again.finish(writers, overwrite=options.overwrite, workers=options.workers)
         warnings = [
             tuple([*plan.warnings, *_rounding_warnings(execution)])
             for plan, execution in zip(plans, executions, strict=True)
@@ -177,17 +200,29 @@ def merge_variants(
             writer.commit({RECORD: dump(known), CARD: model_card(target, known, plan, some)})
         for package in packages:
             package.commit()
-    for warning in dict.fromkeys(warning for some in warnings for warning in some if ranks.first):
+    return _reports(variants, plans, records, warnings, ranks.first, started)
+
+
+def _reports(
+    targets: Iterable[Path],
+    plans: Sequence[MergePlan],
+    records: Sequence[dict[str, Any]],
+    warnings: Sequence[Sequence[str]],
+    aloud: bool,
+    started: float,
+) -> list[MergeReport]:
+    """Says what was done, and logs the warnings if ``aloud``."""
+    for warning in dict.fromkeys(warning for some in warnings for warning in some if aloud):
         logger.warning(warning)
     seconds = time.monotonic() - started
     return [
         MergeReport(target, provenance, plan.decisions(), some, seconds)
-        for target, provenance, plan, some in zip(variants, records, plans, warnings, strict=True)
+        for target, provenance, plan, some in zip(targets, records, plans, warnings, strict=True)
     ]
 
 
 def _write(
-    variants: Mapping[Path, Method],
+    targets: Sequence[Path],
     plans: Sequence[MergePlan],
     records: Sequence[dict[str, Any]],
     options: Options,
@@ -205,13 +240,13 @@ def _write(
                         plan.template, plan.experts, target, plan.output_specs, known, overwrite=options.overwrite
                     )
                 )
-                for target, plan, known in zip(variants, plans, records, strict=True)
+                for target, plan, known in zip(targets, plans, records, strict=True)
             ]
         own = share_of(plans[0], ranks) if ranks.count > 1 else None
         if own is not None:
             shards = [
                 stack.enter_context(ShardWriter(ranks, target, {name: plan.output_specs[name] for name in own}, known))
-                for target, plan, known in zip(variants, plans, records, strict=True)
+                for target, plan, known in zip(targets, plans, records, strict=True)
             ]
         with _bar(plans, options.progress if ranks.first else False, own) as advance:
             executions = execute_variants(plans, shards or writers, workers=options.workers, progress=advance, only=own)
@@ -219,7 +254,7 @@ def _write(
             shard.commit()
     if ranks.count > 1:
         with ranks.together():
-            for target, known, writer in zip(variants, records, writers, strict=False):
+            for target, known, writer in zip(targets, records, writers, strict=False):
                 gather(target, ranks, known, writer)
         executions = [Execution.of(parts) for parts in zip(*ranks.all(executions), strict=True)]
     return writers, executions
@@ -254,7 +289,7 @@ def merge_state_dicts(
         scale: factor on the merged task vector; the method's own by default.
         rules: as in :func:`merge`.
         then: as in :func:`merge`.
-        batch_norm: as in :func:`merge`.
+        batch_norm: as in :func:`merge`, ``recalibrate`` apart, which needs files.
         workers: as in :func:`merge`.
         **parameters: further parameters of the method.
 
@@ -264,6 +299,11 @@ def merge_state_dicts(
     Raises:
         PlanError, ConfigError, MergeError: as in :func:`merge`.
     """
+    if batch_norm == "recalibrate":
+        raise ConfigError(
+            "batch_norm=recalibrate runs the merged model through NeMo and needs .nemo files; merge files, or merge "
+            "with another batch_norm and call nemo_merge.training.recalibrate.recalibrate on what you save"
+        )
     parameters.update({key: value for key, value in (("weights", weights), ("scale", scale)) if value is not None})
     chosen = _method(method, parameters)
     template = base if base is not None else (experts[0] if experts else {})

@@ -60,6 +60,11 @@ nemo-merge reproduce {{ file }}
 The accuracy of this model was not measured by the merge; measure it on every domain of its experts and on the base's.
 """
 
+_USE_ADAPTER = """\
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base, "{name}")  # base: the model that the experts were trained from"""
+
 
 def model_card(output: Path, record: Mapping[str, Any], plan: MergePlan, warnings: Sequence[str] = ()) -> str:
     """The text of ``README.md``: what was merged, how, what to know, how to load it and how to repeat it.
@@ -72,7 +77,9 @@ def model_card(output: Path, record: Mapping[str, Any], plan: MergePlan, warning
     """
     import jinja2
 
-    settings = {key: record[key] for key in ("method", "rules", "then", "batch_norm", "dtype") if key in record}
+    settings = {
+        key: record[key] for key in ("method", "rules", "then", "batch_norm", "audio", "dtype") if key in record
+    }
     template = jinja2.Environment(
         autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     ).from_string(_TEMPLATE)
@@ -88,7 +95,7 @@ def model_card(output: Path, record: Mapping[str, Any], plan: MergePlan, warning
         settings=dump(settings),
         tensors=record["tensors"],
         warnings=warnings,
-        use=_use(plan.template, output.name),
+        use=_USE_ADAPTER.format(name=output.name) if "as_adapter" in record else _use(plan.template, output.name),
         file=output.name,
         command=record["command"],
         short=lambda entry: next(iter(entry["sha256"].values()), "")[:16],
@@ -105,7 +112,10 @@ def _front_matter(plan: MergePlan, record: Mapping[str, Any]) -> dict[str, Any]:
     languages = [language for card in cards for language in _as_list(card.get("language"))]
     if languages:
         front["language"] = sorted(set(map(str, languages)))
-    front["library_name"] = "transformers" if plan.template.format == "huggingface" else "nemo"
+    if "as_adapter" in record:
+        front["library_name"] = "peft"
+    else:
+        front["library_name"] = "transformers" if plan.template.format == "huggingface" else "nemo"
     front["pipeline_tag"] = "automatic-speech-recognition"
     front["tags"] = ["automatic-speech-recognition", "merge", "nemo_merge", record["method"]["name"]]
     known = [str(checkpoint.metadata.config.get("_name_or_path", "")) for checkpoint in inputs]

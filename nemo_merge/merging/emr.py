@@ -21,12 +21,12 @@ from ..checkpoints._work import WorkFolder
 from ..checkpoints._yaml import dump
 from ..errors import CheckpointError, ConfigError, PlanError, did_you_mean
 from ..methods.emr import unified
-from .blocks import TensorBlocks, compute_dtype
+from .blocks import TensorBlocks, compute_dtype, sources
 from .parallel import single_threaded_torch
 from .plan import MergePlan, Row, Treatment
 
 _FORMAT = "nemo_merge emr 1"
-_STATISTICS = (Treatment.AVERAGE, Treatment.POOLED)
+_STATISTICS = (Treatment.AVERAGE, Treatment.POOLED, Treatment.RECALIBRATED)
 
 
 def package_path(output: Path) -> Path:
@@ -72,7 +72,7 @@ class EmrPackage:
         experts = len(plan.experts)
         own, kept = torch.zeros(experts, dtype=torch.float64), torch.zeros(experts, dtype=torch.float64)
         for row in merged:
-            base, tensors = plan.template[row.name], [expert[row.name] for expert in plan.experts]
+            base, tensors = plan.template[row.name], sources(plan.template, plan.experts, row.name)
             weights = row.method.resolved_weights(experts)
             masks, position = [], 0
             for block in TensorBlocks(base, tensors, compute_dtype([base, *tensors])):

@@ -17,7 +17,8 @@ from ..methods import Block, Method, Place, SpectralMethod, TaskVectors
 from ..methods._blocks import storage_noise
 from ..methods.soup import normalised
 from ..tensors import Depth, Role, depths_of
-from .blocks import ModelBlocks, TensorBlocks, compute_dtype
+from .blocks import ModelBlocks, TensorBlocks, compute_dtype, sources
+from .factored import by_cores, cores_of
 from .parallel import in_threads, single_threaded_torch
 from .plan import MergePlan, Row, Treatment
 from .progress import Progress
@@ -266,6 +267,10 @@ def _combined(plans: Sequence[MergePlan], rows: Sequence[Row], shared: _Shared) 
         groups.setdefault((row.treatment, row.method.early()), []).append(place)
     for (treatment, _), places in groups.items():
         plan, row = plans[places[0]], rows[places[0]]
+        if (cores := cores_of(plan, row)) is not None:
+            whole = any(post.needs_matrix(row.role) for post in plan.then)
+            yield from by_cores(plan, [(place, rows[place]) for place in places], cores, whole=whole)
+            continue
         if treatment is Treatment.METHOD and isinstance(row.method, SpectralMethod):
             yield from _by_spectra(plan, [(place, rows[place]) for place in places])
             continue
@@ -278,7 +283,7 @@ def _by_spectra(plan: MergePlan, rows: Sequence[tuple[int, Row]]) -> Iterator[tu
     """Factors once, assembled for every variant of the method."""
     row = rows[0][1]
     base = plan.template[row.name].to(plan.device)
-    experts = [expert[row.name].to(plan.device) for expert in plan.experts]
+    experts = [expert.to(plan.device) for expert in sources(plan.template, plan.experts, row.name)]
     method = row.method
     assert isinstance(method, SpectralMethod)
     factors = method.factors(TaskVectors(base, experts, method.resolved_weights(len(experts))))
@@ -295,7 +300,7 @@ def _by_blocks(plan: MergePlan, row: Row, shared: _Shared) -> Iterator[tuple[Blo
             yield block, block.base
         return
     weights = row.method.resolved_weights(len(plan.experts))
-    if row.treatment in (Treatment.AVERAGE, Treatment.POOLED):
+    if row.treatment in (Treatment.AVERAGE, Treatment.POOLED, Treatment.RECALIBRATED):
         average = _average_statistics(plan, row, weights)
         for block in _blocks(plan, row, whole=row.treatment is Treatment.POOLED):
             yield block, average(block)
@@ -313,7 +318,7 @@ def _by_blocks(plan: MergePlan, row: Row, shared: _Shared) -> Iterator[tuple[Blo
 
 
 def _blocks(plan: MergePlan, row: Row, *, start: int = 0, whole: bool = False) -> TensorBlocks:
-    base, experts = plan.template[row.name], [expert[row.name] for expert in plan.experts]
+    base, experts = plan.template[row.name], sources(plan.template, plan.experts, row.name)
     return TensorBlocks(base, experts, compute_dtype([base, *experts]), start=start, name=row.name, whole=whole)
 
 
@@ -323,7 +328,8 @@ def _place(plan: MergePlan, row: Row, shared: _Shared, ratio: float) -> Place | 
         return None
     experts, noise = len(plan.experts), 0.0
     if any(post.needs_matrix(row.role) for post in plan.then):
-        noise = storage_noise(plan.template[row.name], [expert[row.name] for expert in plan.experts]) * experts**0.5
+        stored = sources(plan.template, plan.experts, row.name)
+        noise = storage_noise(plan.template[row.name], stored) * experts**0.5
     return Place(row.name, row.role, shared.depths.get(row.name), shared.depths, ratio, noise, experts)
 
 

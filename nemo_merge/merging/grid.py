@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import methods
+from ..checkpoints import Checkpoint
 from ..errors import ConfigError, OutputError
 from ..methods import Method
 from .api import MergeReport, Options, merge_variants
 from .inputs import Source
 from .plan import BatchNorm, Rules, Then
 from .ranks import ALONE, Ranks
+from .recalibration import Audio
 
 
 def sweep(
@@ -28,6 +30,7 @@ def sweep(
     rules: Rules = (),
     then: Then = (),
     batch_norm: BatchNorm = "average",
+    audio: Audio | None = None,
     dtype: str | None = None,
     device: str = "cpu",
     workers: int | None = None,
@@ -54,6 +57,7 @@ def sweep(
         rules: as in :func:`~nemo_merge.merging.merge`, like all that follows.
         then: post-processors.
         batch_norm: what happens to running statistics.
+        audio: for ``batch_norm="recalibrate"``.
         dtype: type of the merged weights.
         device: where spectral methods factorise.
         workers: threads.
@@ -72,12 +76,15 @@ def sweep(
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another output") from error
     first = base if base is not None else experts[0]
-    suffix = ".nemo" if str(getattr(first, "path", first)).endswith(".nemo") else ""
+    given = first["path"] if isinstance(first, Mapping) and not isinstance(first, Checkpoint) else first
+    path = Path(getattr(given, "path", given))  # type: ignore[arg-type]
+    suffix = path.suffix if path.suffix in (".nemo", ".ckpt", ".safetensors", ".pt", ".pth") else ""
     outputs = {folder / f"{label}{suffix}": variant for label, variant in variants.items()}
     options = Options(
         rules=rules,
         then=then,
         batch_norm=batch_norm,
+        audio=audio,
         dtype=dtype,
         device=device,
         workers=workers,

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..checkpoints import Checkpoint, Metadata, TensorSpec, Writer, open_checkpoint
 from ..errors import CheckpointError, ConfigError, did_you_mean
+from .adapters import bind_adapters
 
 Source = str | os.PathLike[str] | Checkpoint | Mapping[str, Any]
 """A checkpoint: a path, one that is open, or a mapping with ``path`` and options of :func:`open_checkpoint`."""
 
-_OPTIONS = ("path", "ema")
+_OPTIONS = ("path", "prefix", "ema")
 _PREFIXES = ("module.", "model.", "_forward_module.", "_orig_mod.", "state_dict.")
 """What wrappers of models (data parallel, Lightning, torch.compile) put before the names of all tensors."""
 
@@ -38,7 +39,7 @@ def open_inputs(
     if isinstance(experts, (str, os.PathLike, Checkpoint, Mapping)):
         raise ConfigError("experts must be a list, even if there is only one")
     opened = open_source(base, stack) if base is not None else None
-    others = [open_source(expert, stack) for expert in experts]
+    opened, others = bind_adapters(opened, [open_source(expert, stack) for expert in experts])
     template = opened if opened is not None else others[0] if others else None
     return opened, [other if other is template or template is None else renamed(other, template) for other in others]
 
@@ -155,6 +156,10 @@ class RenamedCheckpoint(Checkpoint):
     @property
     def files(self) -> list[Path]:
         return self.inner.files
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        return self.inner.details
 
     def writer(
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False

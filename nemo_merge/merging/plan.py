@@ -16,13 +16,15 @@ from ..checkpoints import Checkpoint, TensorSpec
 from ..errors import ConfigError, PlanError, did_you_mean
 from ..methods import Method, PostProcessor, get_post
 from ..tensors import NEVER_MERGED, Role, depths_of, role_of
+from ..training.audio import AudioSample
 from .checks import compare_headers
 from .parallel import default_workers, single_threaded_torch
 from .ranks import ALONE, Ranks
+from .recalibration import Audio, check_recalibration, read_calibration
 from .rules import Rule, parse_rules
 from .scan import Scan, scan_tensor
 
-BatchNorm = Literal["average", "pooled", "base"]
+BatchNorm = Literal["average", "pooled", "base", "recalibrate"]
 Rules = Sequence[Rule | Mapping[str, Any]]
 Then = Sequence[PostProcessor | Mapping[str, Any] | str]
 _SHOWN = 5  # tensors named in a message; the rest is counted
@@ -37,9 +39,11 @@ class Treatment(StrEnum):
     MEAN = "mean"
     """Base plus scale times the mean (or sum) of the weighted task vectors: what the method does not treat itself."""
     AVERAGE = "average"
-    """Mean of the experts' statistics."""
+    """Mean of the experts' values: statistics, and adapter modules that the base lacks."""
     POOLED = "pooled"
     """Variance by the law of total variance, from the experts' means and variances."""
+    RECALIBRATED = "recalibrated"
+    """Statistics that are estimated again from audio, once the other tensors are merged."""
     COPY = "copy"
     """Taken from the base as it is."""
 
@@ -51,6 +55,7 @@ class PlanOptions:
     rules: Rules = ()
     then: Then = ()
     batch_norm: BatchNorm = "average"
+    audio: Audio | None = None
     dtype: str | None = None
     device: str = "cpu"
     workers: int | None = None
@@ -84,6 +89,7 @@ class MergePlan:
         ties: names that share another tensor's data, with the name that owns it.
         warnings: what the user should know.
         batch_norm, dtype, device: the options of :func:`plan_merge`.
+        audio: what statistics are estimated from (``batch_norm="recalibrate"``).
     """
 
     template: Checkpoint
@@ -98,6 +104,7 @@ class MergePlan:
     batch_norm: BatchNorm = "average"
     dtype: torch.dtype | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    audio: AudioSample | None = None
 
     @property
     def output_specs(self) -> dict[str, TensorSpec]:
@@ -126,6 +133,7 @@ def plan_merge(
     rules: Rules = (),
     then: Then = (),
     batch_norm: BatchNorm = "average",
+    audio: Audio | None = None,
     dtype: str | None = None,
     device: str = "cpu",
     workers: int | None = None,
@@ -139,9 +147,14 @@ def plan_merge(
         rules: other settings for some tensors, see :func:`~nemo_merge.merging.rules.parse_rules`.
         then: post-processors of the merged task vectors, by name or as mappings with name and parameters.
         batch_norm: what happens to running statistics. ``average`` takes the experts' mean, ``pooled`` the statistics
-            of their pooled data (law of total variance), ``base`` leaves the base's.
+            of their pooled data (law of total variance), ``base`` leaves the base's, and ``recalibrate`` estimates
+            them for the merged model from ``audio``.
+        audio: unlabelled audio for ``batch_norm="recalibrate"``: a NeMo manifest, Lhotse cuts, a folder or a list of
+            files, or a mapping ``{"path": ..., "seconds": 600, "seed": 0}``; see
+            :func:`~nemo_merge.training.audio.read_audio`.
         dtype: type of the merged weights (``float32``, ``float16``, ``bfloat16``, ``float64``); the base's by default.
-        device: where the factorisations of spectral methods run: ``cpu``, ``cuda``, ``cuda:1``.
+        device: where the factorisations of spectral methods run, and the model that is recalibrated: ``cpu``, ``cuda``,
+            ``cuda:1``.
         workers: threads; the number of cores by default.
 
     Raises:
@@ -150,7 +163,7 @@ def plan_merge(
             match nothing.
         ConfigError: an option that does not exist, or another number of weights than experts.
     """
-    options = PlanOptions(rules, then, batch_norm, dtype, device, workers)
+    options = PlanOptions(rules, then, batch_norm, audio, dtype, device, workers)
     return plan_variants(base, experts, [method], options)[0]
 
 
@@ -183,6 +196,7 @@ def plan_variants(
     for method in used:
         method.resolved_weights(len(experts))
     template = base if base is not None else experts[0]
+    calibration = read_calibration(batch_norm, options.audio)
     others = experts if base is not None else experts[1:]
     warnings: list[str] = []
     compare_headers(template, others, problems, warnings)
@@ -190,11 +204,14 @@ def plan_variants(
     for scan in scans.values():
         problems.extend(scan.problems)
     roles = {name: role_of(name, template.specs[name].shape, template.specs[name].dtype) for name in scans}
+    problems.extend(_check_batch_norm(batch_norm, base, template, roles))
     problems.extend(_check_rules(parsed[0], roles, warnings, variants[0]) if parsed else [])
     if problems:
         raise PlanError(problems)
     if not any(scan.changed for scan in scans.values()):
         warnings.append("no expert differs from the base: the output will be a copy of it")
+    if batch_norm == "pooled":
+        _mark_pooled(scans)
     depths = depths_of(template.specs)
     plans = []
     for method, own in zip(variants, parsed, strict=True):
@@ -202,9 +219,8 @@ def plan_variants(
         for name, scan in scans.items():
             rule = next((rule for rule in own if rule.matches(name, roles[name])), None)
             chosen = rule.method_at(name, roles[name], depths.get(name)) if rule else method
-            rows.append(
-                _decide(name, template.specs[name], roles[name], scan, chosen, method, batch_norm, experts, rule)
-            )
+            about = (template.specs[name], roles[name], scan, chosen, method, batch_norm, experts, rule)
+            rows.append(_decide(name, *about, name in template.added))
         plans.append(
             MergePlan(
                 template,
@@ -219,6 +235,7 @@ def plan_variants(
                 batch_norm,
                 DTYPES[dtype] if dtype else None,
                 device,
+                calibration,
             )
         )
     return plans
@@ -246,6 +263,23 @@ def _check_counts(base: Checkpoint | None, experts: Sequence[Checkpoint], method
     return problems
 
 
+def _check_batch_norm(
+    batch_norm: BatchNorm, base: Checkpoint | None, template: Checkpoint, roles: Mapping[str, Role]
+) -> Iterator[str]:
+    if batch_norm == "base" and base is None:
+        yield "batch_norm=base takes the base's statistics, but no base is given; pass base= or batch_norm=average"
+    if batch_norm == "recalibrate":
+        yield from check_recalibration(template, roles)
+
+
+def _mark_pooled(scans: Mapping[str, Scan]) -> None:
+    """A pooled variance changes with the means that it is pooled around, even where all variances are the same."""
+    for name, scan in scans.items():
+        if name.endswith("running_var"):
+            mean = scans.get(name.removesuffix("running_var") + "running_mean")
+            scan.changed = scan.changed or (mean is not None and mean.changed)
+
+
 def _check_rules(rules: Sequence[Rule], roles: Mapping[str, Role], warnings: list[str], main: Method) -> Iterator[str]:
     """Problems with rules that do nothing; what no rule matches is reported among the warnings."""
     left = [name for name, role in roles.items() if role not in NEVER_MERGED]
@@ -262,7 +296,7 @@ def _check_rules(rules: Sequence[Rule], roles: Mapping[str, Role], warnings: lis
 def _scan(template: Checkpoint, experts: Sequence[Checkpoint], workers: int | None, ranks: Ranks) -> dict[str, Scan]:
     names = [name for name in template.specs if name not in template.ties]
     mine = ranks.mine(names, lambda name: template.specs[name].nbytes)
-    with single_threaded_torch(), ThreadPoolExecutor(workers or default_workers()) as pool:
+    with ranks.together(), single_threaded_torch(), ThreadPoolExecutor(workers or default_workers()) as pool:
         own = dict(zip(mine, pool.map(lambda name: scan_tensor(name, template, experts), mine), strict=True))
     found = {name: scan for part in ranks.all(own) for name, scan in part.items()}
     return {name: found[name] for name in names}
@@ -290,8 +324,9 @@ def _decide(
     batch_norm: BatchNorm,
     experts: Sequence[Checkpoint],
     rule: Rule | None,
+    added: bool,
 ) -> Row:
-    """The row of one tensor; ``method`` is None where a rule leaves it at the base."""
+    """The row of one tensor; ``method`` is None where a rule leaves it at the base, ``added`` what the base lacks."""
     used = method or main
 
     def row(treatment: Treatment, reason: str = "") -> Row:
@@ -301,17 +336,25 @@ def _decide(
         return row(Treatment.COPY, "a counter, not a weight")
     if role is Role.PREPROCESSOR:
         return row(Treatment.COPY, "a constant of the feature extractor")
+    statistics = role in (Role.BATCH_NORM_MEAN, Role.BATCH_NORM_VARIANCE)
+    if statistics and batch_norm == "recalibrate" and method is not None:
+        # Also where all models have the same statistics: the weights before them are others now.
+        return row(Treatment.RECALIBRATED, "statistics, not weights: estimated from audio for the merged weights")
     if not scan.changed:
         return row(Treatment.COPY, "the same in all models")
     if method is None:
         return row(Treatment.COPY, "left at the base")
+    if added:
+        return row(Treatment.AVERAGE, "part of an adapter that the base lacks: without an origin, only a mean is left")
     if used.zero_scale_is_base and used.resolved_scale(len(experts)) == 0:
         return row(Treatment.COPY, "a scale of 0 merges nothing")
-    if role in (Role.BATCH_NORM_MEAN, Role.BATCH_NORM_VARIANCE):
+    if statistics:
         if batch_norm == "base":
-            return row(Treatment.COPY, "batch_norm=base")
+            return row(Treatment.COPY, "batch_norm=base: the statistics that the base was trained with")
         if batch_norm == "pooled" and role is Role.BATCH_NORM_VARIANCE:
-            return row(Treatment.POOLED, "statistics, not weights: law of total variance")
+            return row(Treatment.POOLED, "statistics, not weights: of the pooled data, by the law of total variance")
+        if batch_norm == "pooled":
+            return row(Treatment.AVERAGE, "statistics, not weights: the mean of the pooled data is that of the means")
         return row(Treatment.AVERAGE, "statistics, not weights: arithmetic could make a variance negative")
     if used.merges(role):
         return row(Treatment.METHOD)

@@ -11,6 +11,7 @@ import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..checkpoints import Checkpoint
 from ..methods import Method
 from .plan import MergePlan, Treatment
 from .ranks import ALONE, Ranks
+from .recalibration import asked
 from .rules import BASE, Rule
 
 Digests = Mapping[str, Mapping[str, str]]
@@ -29,7 +31,7 @@ Digests = Mapping[str, Mapping[str, str]]
 _UNQUOTED = re.compile(r"[A-Za-z_./][\w./-]*")
 
 
-def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
+def record(plan: MergePlan, digests: Digests, as_adapter: bool | int | None = None) -> dict[str, Any]:
     """What was merged and how, as plain data. It holds no date, so that the same merge gives the same bytes.
 
     Tensors that the method treated as it treats all others are counted only; ``decisions`` names the rest.
@@ -37,6 +39,7 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
     Args:
         plan: the merge.
         digests: SHA-256 of the inputs.
+        as_adapter: the option of that name, for a merge whose output is an adapter.
     """
 
     def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
             "format": checkpoint.format,
             "sha256": dict(digests[str(checkpoint.path)]),
         }
+        entry.update(checkpoint.details)
         if checkpoint.metadata.provenance:
             earlier = dict(checkpoint.metadata.provenance)
             earlier.pop("decisions", None)
@@ -62,9 +66,12 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
         "base": describe(plan.base) if plan.base is not None else None,
         "experts": [describe(expert) for expert in plan.experts],
         "batch_norm": plan.batch_norm,
+        **({"audio": plan.audio.record()} if plan.audio is not None else {}),
         "dtype": str(plan.dtype).removeprefix("torch.") if plan.dtype else None,
         "device": plan.device.type,
     }
+    if as_adapter:
+        entries["as_adapter"] = as_adapter
     entries = plain(entries)
     return {
         "nemo_merge": __version__,
@@ -72,7 +79,11 @@ def record(plan: MergePlan, digests: Digests) -> dict[str, Any]:
         **entries,
         "tensors": plan.decisions(),
         "decisions": _decisions(plan),
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            **({"nemo": version("nemo_toolkit")} if plan.audio is not None else {}),
+        },
     }
 
 
@@ -83,16 +94,27 @@ def command(entries: Mapping[str, Any], method: Method) -> str:
         if (value := getattr(method, item.name)) != item.default:
             words.append(f"method.{item.name}={_hydra(plain(value))}")
     if entries["base"] is not None:
-        words.append(f"base={_hydra(entries['base']['path'])}")
-    words.append(f"experts={_hydra([expert['path'] for expert in entries['experts']])}")
+        words.append(f"base={_hydra(source_of(entries['base']))}")
+    words.append(f"experts={_hydra([source_of(expert) for expert in entries['experts']])}")
     words += [f"{key}={_hydra(entries[key])}" for key in ("rules", "then") if entries.get(key)]
     if entries["batch_norm"] != "average":
         words.append(f"batch_norm={entries['batch_norm']}")
+    if "audio" in entries:
+        words.append(f"audio={_hydra(asked(entries))}")
     if entries["dtype"] is not None:
         words.append(f"dtype={entries['dtype']}")
     if entries["device"] != "cpu":
         words.append(f"device={entries['device']}")
+    if "as_adapter" in entries:
+        words.append(f"as_adapter={_hydra(entries['as_adapter'])}")
     return shlex.join(["nemo-merge", "merge", *words, "output=OUTPUT"])
+
+
+def source_of(entry: Mapping[str, Any], path: str | None = None) -> Any:
+    """An input of a record as it is given to a merge, perhaps at another place: its path, and how to read it."""
+    options = {"prefix": entry.get("adapter", {}).get("prefix"), "ema": entry.get("ema")}
+    said = {key: value for key, value in options.items() if value is not None}
+    return {"path": path or entry["path"], **said} if said else path or entry["path"]
 
 
 def plain(value: Any) -> Any:
@@ -113,7 +135,8 @@ def hashing(inputs: Sequence[Checkpoint], ranks: Ranks = ALONE) -> Iterator[Call
         futures = {path: pool.submit(unique[path].sha256, stop) for path in mine}
 
         def digests() -> dict[str, dict[str, str]]:
-            own = {path: future.result() for path, future in futures.items()}
+            with ranks.together():
+                own = {path: future.result() for path, future in futures.items()}
             return {path: digest for part in ranks.all(own) for path, digest in part.items()}
 
         try:

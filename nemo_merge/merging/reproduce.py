@@ -19,6 +19,8 @@ from ..checkpoints._yaml import load
 from ..errors import CheckpointError, PlanError
 from .api import Options, merge_variants
 from .inputs import Source
+from .provenance import source_of
+from .recalibration import asked
 
 _ENVIRONMENT = ("nemo_merge", "versions", "command")
 """Parts of a record that may differ between two merges that give the same tensors."""
@@ -99,9 +101,11 @@ def reproduce(
             rules=record.get("rules", ()),
             then=record.get("then", ()),
             batch_norm=record["batch_norm"],
+            audio=asked(record),
             dtype=record["dtype"],
             device=record.get("device", "cpu"),
             workers=workers,
+            as_adapter=record.get("as_adapter"),
             as_recorded=as_recorded,
         )
         merge_variants(base, experts, {again: method}, options)
@@ -134,7 +138,7 @@ def _find(entry: Mapping[str, Any], folders: Sequence[Path]) -> Source:
             f"{path}: not found, though the merge was made from it; say where it is with --inputs FOLDER "
             f"(sha256 {next(iter(entry['sha256'].values()), '?')[:16]}...)"
         )
-    return found
+    return source_of(entry, str(found))
 
 
 def _compare(path: Path, record: Mapping[str, Any], found: Mapping[str, Any]) -> None:

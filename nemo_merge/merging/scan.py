@@ -33,6 +33,11 @@ def scan_tensor(name: str, template: Checkpoint, experts: Sequence[Checkpoint]) 
     scan = Scan()
     holders = [template, *(expert for expert in experts if expert is not template)]
     same = [holder for holder in holders if name in holder.specs and holder.specs[name].shape == spec.shape]
+    # What an adapter changes is told from its factors, which are finite; multiplying them out would read all of the
+    # base.
+    changes = [(holder, holder.low_rank(name)) for holder in same]
+    moved = [holder for holder, change in changes if change]
+    same = [holder for holder, change in changes if change is None]
     tensors = [holder[name] for holder in same]
     different, bad, negative = [False] * len(tensors), [0] * len(tensors), [False] * len(tensors)
     for parts in _pieces(tensors):
@@ -49,9 +54,10 @@ def scan_tensor(name: str, template: Checkpoint, experts: Sequence[Checkpoint]) 
             )
         elif negative[index]:
             scan.problems.append(f"{holder.path}: tensor {name!r} holds negative variances; this model is broken")
-    scan.changed = any(different)
+    scan.changed = any(different) or bool(moved)
     if scan.changed and role is Role.PREPROCESSOR:
-        who = ", ".join(str(holder.path) for holder, differs in zip(same, different, strict=True) if differs)
+        changers = [holder for holder, differs in zip(same, different, strict=True) if differs] + moved
+        who = ", ".join(str(holder.path) for holder in changers)
         scan.problems.append(
             f"{who}: tensor {name!r} differs from that of {template.path}: the models hear other features"
         )

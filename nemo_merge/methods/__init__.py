@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from ._blocks import Block, Blocks, TaskVectors
+from ._blocks import Block, Blocks, CoreVectors, TaskVectors
 from ._method import Method, SpectralMethod, TaskVectorMethod
 from ._parameters import Parameter, parameter, parameters
 from ._post import Place, PostProcessor
@@ -16,6 +16,7 @@ from ._sparse import SparseMethod
 __all__ = [
     "Block",
     "Blocks",
+    "CoreVectors",
     "Gram",
     "Method",
     "Parameter",

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..low_rank import AdaptedTensor, Cores
+
 
 @dataclass(frozen=True)
 class Block:
@@ -55,13 +57,19 @@ class Blocks(ABC):
 class TaskVectors(Sequence[Tensor]):
     """The weighted task vectors of one tensor as matrices, each computed in float64 when it is asked for.
 
-    A method that needs one after the other has one in memory at a time, however many experts there are.
+    A method that needs one after the other has one in memory at a time, however many experts there are. Those of
+    adapters are multiplied out from their factors and have no rounding of stored weights.
     """
 
-    def __init__(self, base: Tensor, experts: Sequence[Tensor], weights: Float[Tensor, " experts"]) -> None:
+    def __init__(
+        self, base: Tensor, experts: Sequence[Tensor | AdaptedTensor], weights: Float[Tensor, " experts"]
+    ) -> None:
         self._base, self._experts, self.weights = base, experts, weights
         self.shape = (base.shape[0], base[0].numel())
-        """Rows and columns: whatever follows the first dimension counts as columns."""
+        """Rows and columns of the tensor: whatever follows the first dimension counts as columns.
+
+        Ranks are shares of the shorter of these, which the matrices may fall short of (:class:`CoreVectors`).
+        """
         self._noise: float | None = None
 
     def noise(self, index: int | None = None) -> float:
@@ -88,11 +96,14 @@ class TaskVectors(Sequence[Tensor]):
 
     def unweighted(self, index: int) -> Float[Tensor, "rows columns"]:
         """The task vector of one expert without its weight."""
-        delta = self._experts[index].to(self._base.device, torch.float64, copy=True).sub_(self._base)
+        expert = self._experts[index]
+        if isinstance(expert, AdaptedTensor):
+            return expert.change.rows()
+        delta = expert.to(self._base.device, torch.float64, copy=True).sub_(self._base)
         return delta.view(self.shape)
 
     def zeros(self) -> Float[Tensor, "rows columns"]:
-        """A matrix of zeros of this shape, where the task vectors are."""
+        """A matrix of zeros like the task vectors, where they are."""
         return torch.zeros(self.shape, dtype=torch.float64, device=self._base.device)
 
     def sum(self) -> Float[Tensor, "rows columns"]:
@@ -103,7 +114,30 @@ class TaskVectors(Sequence[Tensor]):
         return total
 
 
-def storage_noise(base: Float[Tensor, "*shape"], experts: Sequence[Float[Tensor, "*shape"]]) -> float:
+class CoreVectors(TaskVectors):
+    """Low-rank task vectors in common orthonormal bases: matrices as small as the sum of the ranks.
+
+    A method that is ``rotation_equivariant`` cannot tell them from the task vectors, except by their size: shares of
+    the rank are to be taken of ``shape``, which is that of the tensor. They are known exactly, so there is no noise.
+    """
+
+    def __init__(self, cores: Cores, weights: Float[Tensor, " experts"]) -> None:
+        self._cores, self.weights, self.shape = cores.cores, weights, cores.shape
+
+    def noise(self, index: int | None = None) -> float:
+        return 0.0
+
+    def __len__(self) -> int:
+        return len(self._cores)
+
+    def unweighted(self, index: int) -> Float[Tensor, "p q"]:
+        return self._cores[index].clone()
+
+    def zeros(self) -> Float[Tensor, "p q"]:
+        return torch.zeros_like(self._cores[0])
+
+
+def storage_noise(base: Float[Tensor, "*shape"], experts: Sequence[Tensor | AdaptedTensor]) -> float:
     """Spectral norm of a matrix of the rounding errors that weights of this size have in the experts' types.
 
     An upper estimate: errors of at most half a unit in the last place, taken as independent, so that the norm is that

@@ -107,6 +107,16 @@ class Method(ABC):
         return False
 
     @property
+    def rotation_equivariant(self) -> bool:
+        """Whether orthogonal changes of basis go through: task vectors ``Q d_t R'`` of a matrix give ``Q delta R'``.
+
+        The task vectors of adapters are then merged in the small space that they span, without multiplying them out
+        (:class:`CoreVectors`). This holds with these parameters, not for the class as such; :meth:`rest` has to be
+        linear, as the mean is.
+        """
+        return False
+
+    @property
     def by_row(self) -> bool:
         """Whether the method looks at whole rows; a tensor of one dimension is then one row."""
         return False

@@ -61,6 +61,10 @@ class SpanMethod(Method):
     def coefficients(self, gram: Gram, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*rows vectors"]:
         """Coefficients of the merged task vector on (base, task vectors)."""
 
+    @property
+    def rotation_equivariant(self) -> bool:
+        return not self.by_row
+
     def statistics(self, blocks: Blocks, weights: Float[Tensor, " experts"]) -> Tensor | None:
         if self.by_row:
             return None

@@ -45,6 +45,10 @@ class Cart(SpectralMethod):
     def requires_base(self, experts: int) -> bool:
         return False
 
+    @property
+    def rotation_equivariant(self) -> bool:
+        return True
+
     def factors(self, deltas: TaskVectors) -> _Factors:
         shares = normalised(deltas.weights)
         mean = deltas.zeros()

@@ -30,6 +30,10 @@ class IsoC(SpectralMethod):
     name: ClassVar[str] = "iso_c"
     source: ClassVar[str] = "Marczak et al., 2025, arXiv 2502.04959"
 
+    @property
+    def rotation_equivariant(self) -> bool:
+        return True
+
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
         u, s, vt = thin_svd(deltas.sum(), floor=deltas.noise())
         rank = int((s > 0).sum())

@@ -45,6 +45,10 @@ class IsoCts(SpectralMethod):
     )
     steps: int = parameter(5, "Number of Newton-Schulz steps.", low=1, high=50)
 
+    @property
+    def rotation_equivariant(self) -> bool:
+        return True
+
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
         short, experts = min(deltas.shape), len(deltas)
         # Halves are rounded to even, as in the authors' code.

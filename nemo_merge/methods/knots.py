@@ -45,6 +45,10 @@ class Knots(SpectralMethod):
     def rest(self, block: Block, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*shape"]:
         return sum_of_task_vectors(block, weights) if self.combine == "linear" else super().rest(block, weights)
 
+    @property
+    def rotation_equivariant(self) -> bool:
+        return self.combine == "linear"  # TIES looks at single coordinates
+
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
         if self.combine == "linear":
             return deltas.sum()

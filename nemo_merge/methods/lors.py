@@ -52,6 +52,10 @@ class Lors(SpectralMethod):
     def rest(self, block: Block, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*shape"]:
         return sum_of_task_vectors(block, weights)
 
+    @property
+    def rotation_equivariant(self) -> bool:
+        return self.density == 0  # what is sparse is so in one basis only
+
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
         short = min(deltas.shape)
         share = max(1, int(self.rank_fraction * short + 1e-9)) if self.rank_fraction else 0

@@ -33,6 +33,10 @@ class Soup(TaskVectorMethod):
     def requires_base(self, experts: int) -> bool:
         return self.resolved_scale(experts) != 1.0
 
+    @property
+    def rotation_equivariant(self) -> bool:
+        return True
+
     def combine(
         self, deltas: Float[Tensor, "experts *shape"], weights: Float[Tensor, " experts"]
     ) -> Float[Tensor, "*shape"]:

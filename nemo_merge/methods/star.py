@@ -31,6 +31,10 @@ class Star(SpectralMethod):
 
     energy: float = parameter(0.4, "Share of the nuclear norm that is kept.", low=0, high=1, low_open=True)
 
+    @property
+    def rotation_equivariant(self) -> bool:
+        return True
+
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
         mean = deltas.zeros()
         for index, delta in enumerate(deltas):

@@ -28,6 +28,10 @@ class TaskArithmetic(TaskVectorMethod):
     def default_scale(self, experts: int) -> float:
         return 1.0 / experts
 
+    @property
+    def rotation_equivariant(self) -> bool:
+        return True
+
     def combine(
         self, deltas: Float[Tensor, "experts *shape"], weights: Float[Tensor, " experts"]
     ) -> Float[Tensor, "*shape"]:

@@ -53,6 +53,10 @@ class Tsvm(SpectralMethod):
     )
     steps: int = parameter(5, "Number of Newton-Schulz steps.", low=1, high=50)
 
+    @property
+    def rotation_equivariant(self) -> bool:
+        return True
+
     def factors(self, deltas: TaskVectors) -> TsvmFactors:
         fraction = 1.0 / len(deltas) if self.rank_fraction is None else self.rank_fraction
         rank = max(1, int(fraction * min(deltas.shape) + 1e-9))

@@ -41,9 +41,13 @@ class Wudi(SpectralMethod):
     learning_rate: float = parameter(1e-5, "Step size of adam.", low=0, low_open=True)
     steps: int = parameter(300, "Number of steps of adam.", low=1)
 
+    @property
+    def rotation_equivariant(self) -> bool:
+        return self.solver != "adam"  # its steps have a fixed size in every entry
+
     def factors(self, deltas: TaskVectors) -> Float[Tensor, "rows columns"]:
-        columns = deltas.shape[1]
         target, total = deltas.zeros(), deltas.zeros()
+        columns = target.shape[1]
         covariance = target.new_zeros(columns, columns)
         for delta in deltas:
             square = delta.square().sum()

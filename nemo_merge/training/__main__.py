@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .jobs import read_job, report
+from ..errors import NemoMergeError
+from .jobs import ERROR_PREFIX, read_job, report
 
 if len(sys.argv) != 2:
     sys.exit("usage: python -m nemo_merge.training JOB.json")
-read_job(Path(sys.argv[1])).run(report)
+try:
+    read_job(Path(sys.argv[1])).run(report)
+except NemoMergeError as error:
+    sys.exit(f"{ERROR_PREFIX}{error}")

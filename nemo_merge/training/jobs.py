@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 REPORT_PREFIX = "[report] "
+ERROR_PREFIX = "[error] "  # before what the user can solve; everything else is a traceback
 Report = Callable[[str], None]
 
 
@@ -50,8 +51,9 @@ def read_job(path: Path) -> Job:
     """
     from .ctc import TrainingJob
     from .decode import DecodingJob
+    from .recalibrate import RecalibrationJob
 
-    kinds: dict[str, type[Job]] = {TrainingJob.kind: TrainingJob, DecodingJob.kind: DecodingJob}
+    kinds: dict[str, type[Job]] = {kind.kind: kind for kind in (TrainingJob, DecodingJob, RecalibrationJob)}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     kind = content.pop("kind", None)
     if kind not in kinds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from nemo_merge import merge, merge_state_dicts, open_checkpoint
 from nemo_merge.errors import CheckpointError, PlanError
+from nemo_merge.merging.reproduce import reproduce
 from tests.fixtures.files import lightning_content, optimizer_state, write_icefall, write_lightning, write_torch
 from tests.fixtures.models import CONFIG, family, same, state_dict, write_nemo
 
@@ -171,13 +173,41 @@ def test_averages_of_icefall_and_as_input_of_a_merge(tmp_path):
     assert same(dict(open_checkpoint(tmp_path / "m.pt")), merge_state_dicts(base, [average], "soup"))
 
 
+def test_the_record_tells_averages_from_last_weights(tmp_path):
+    """Else an interrupted merge could go on with the wrong ones, and a record could not be repeated."""
+    base, experts = family()
+    paths = [
+        write_lightning(tmp_path / f"{i}.ckpt", t, optimizer_states=[nemo_ema(t)])
+        for i, t in enumerate((base, experts[0]))
+    ]
+    merge(paths[0], [{"path": paths[1], "ema": True}], "ties", output=tmp_path / "a.ckpt")
+    merge(paths[0], paths[1:], "ties", output=tmp_path / "b.ckpt")
+    averages, last = (open_checkpoint(tmp_path / f"{name}.ckpt").metadata.provenance for name in "ab")
+    assert averages["experts"][0]["ema"] is True
+    assert "ema" not in last["experts"][0]
+    assert "ema:true" in averages["command"]
+    assert same(dict(open_checkpoint(tmp_path / "a.ckpt")), merge_state_dicts(base, [with_ema(experts[0])], "ties"))
+    assert reproduce(tmp_path / "a.ckpt").same
+
+
+@pytest.fixture
+def _nemo_forgets():
+    """NeMo remembers where it restored a model from, and the next model of another kind would look there."""
+    yield
+    from nemo.utils.app_state import AppState
+
+    AppState().model_restore_path = None
+
+
 @pytest.mark.nemo
 @pytest.mark.slow
+@pytest.mark.usefixtures("_nemo_forgets")
 def test_stock_nemo_loads_a_merged_checkpoint(tmp_path):
     """Written by Lightning's own Trainer for a real model, with an optimizer and NeMo's averages."""
     import lightning.pytorch as pl
     from nemo.collections.asr.models import EncDecCTCModel
     from nemo.collections.common.callbacks.ema import EMAOptimizer
+    from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 
     from tests.fixtures import nemo_models
 
@@ -222,4 +252,15 @@ def test_stock_nemo_loads_a_merged_checkpoint(tmp_path):
     merge(tmp_path / "base.nemo", paths[1:], "soup", output=tmp_path / "merged.nemo")
     restored = EncDecCTCModel.restore_from(str(tmp_path / "merged.nemo"), map_location="cpu")
     base = {name: value for name, value in open_checkpoint(tmp_path / "base.nemo").items()}
+    assert same(dict(restored.state_dict()), merge_state_dicts(base, states[1:], "soup"))
+    # And into an unpacked one, which NeMo restores from its folder.
+    folder = tmp_path / "unpacked"
+    with tarfile.open(tmp_path / "base.nemo") as tar:
+        tar.extractall(folder, filter="data")
+    merge(folder, paths[1:], "soup", output=tmp_path / "merged folder")
+    connector = SaveRestoreConnector()
+    connector.model_extracted_dir = str(tmp_path / "merged folder")
+    restored = EncDecCTCModel.restore_from(
+        str(tmp_path / "merged folder"), map_location="cpu", save_restore_connector=connector
+    )
     assert same(dict(restored.state_dict()), merge_state_dicts(base, states[1:], "soup"))

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 
 from nemo_merge import open_checkpoint
 from nemo_merge.checkpoints import _pickle
-from nemo_merge.checkpoints._pickle import Global, Inert, SafeUnpickler, TorchDict, plain
+from nemo_merge.checkpoints._pickle import Global, Inert, SafeUnpickler, TorchDict
+from nemo_merge.checkpoints._plain import plain, walk
 from nemo_merge.checkpoints._torch_layout import lay_out_objects
 from nemo_merge.checkpoints._torch_zip import KNOWN, StoredTensor, TorchZip
 from nemo_merge.errors import CheckpointError
@@ -274,7 +275,7 @@ def test_objects_of_foreign_classes_come_back_as_they_were(tmp_path, protocol):
     torch.save({"objects": objects, "again": objects["cfg"]}, tmp_path / "m.pt", pickle_protocol=protocol)
     read = TorchZip(tmp_path / "m.pt", placeholders=True)
     assert read.protocol == protocol
-    kept = {n: read.read(n).clone() for n, _ in _pickle.walk(read.content) if isinstance(n, StoredTensor)}
+    kept = {n: read.read(n).clone() for n, _ in walk(read.content) if isinstance(n, StoredTensor)}
     layout = lay_out_objects({}, lambda _: read.content, kept, read.protocol)
     content = bytearray(layout.size)
     for offset, part in layout.constants.items():

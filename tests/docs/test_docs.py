@@ -108,6 +108,7 @@ def test_figures_in_the_readme_are_those_of_the_results():
         "docs/reference/all-methods.md",
         "recipes/ep_mini/ALL_METHODS.md",
         "docs/reference/ep-mini.md",
+        "docs/explanation/batch-norm.md",
     ],
 )
 def test_wherever_figures_appear_it_is_said_what_they_are(page):

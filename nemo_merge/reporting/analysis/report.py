@@ -68,7 +68,8 @@ def analyze(
         >>> import torch
         >>> from nemo_merge.checkpoints import StateDictCheckpoint
         >>> base, expert = {"w": torch.zeros(2, 2)}, {"w": torch.ones(2, 2)}
-        >>> analyze(StateDictCheckpoint(base, "b"), [StateDictCheckpoint(expert, "e")]).summary["all"]["norms"]
+        >>> report = analyze(StateDictCheckpoint(base, "b"), [StateDictCheckpoint(expert, "e")])
+        >>> report.summary.get("all").get("norms")
         [2.0]
 
     Args:
