@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ._pickle import PLAIN_KEYS, Global, Inert, Known, TorchDict
+from ._pickle import MAX_INSTRUCTIONS, PLAIN_KEYS, Global, Inert, Known, TorchDict
 
 
 def children(node: Any) -> Iterator[Any]:

@@ -28,9 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from nemo_merge import open_checkpoint
 from nemo_merge.errors import NemoMergeError
+from tests.fixtures.adapters import lora_folder
 from tests.fixtures.files import FORMATS
 from tests.fixtures.models import write_nemo
 
@@ -82,6 +84,15 @@ def write_seeds(folder: Path) -> None:
             del tensors["decoder.weight"]
         (folder / kind).mkdir(parents=True)
         write(folder / kind / f"model{suffix}", tensors)
+    for kind in ("adapter", "adapter bin"):
+        factors = {"encoder.q": (torch.ones(3, 1), torch.ones(1, 4)), "encoder.v": (torch.ones(3, 2), torch.ones(2, 4))}
+        lora_folder(folder / kind / "model", factors)
+    tensors_file = folder / "adapter bin" / "model" / "adapter_model.safetensors"
+    torch.save(load_file(tensors_file), tensors_file.with_suffix(".bin"))
+    tensors_file.unlink()
+    (folder / "nemo adapter").mkdir()
+    modules = {"__cfg__": {"a": {"_target_": "x.Y"}}, "encoder:a": [{"a.weight": torch.ones(2, 2)}] * 2}
+    torch.save(modules, folder / "nemo adapter" / "model.pt")
     artefacts = {"vocab.txt": b"a\nb\n", "tokenizer.model": bytes(range(256))}
     for kind, packed in (("nemo with artefacts", False), ("nemo packed", True)):
         (folder / kind).mkdir()

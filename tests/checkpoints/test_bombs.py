@@ -19,8 +19,9 @@ import torch
 
 from nemo_merge import open_checkpoint
 from nemo_merge.checkpoints import _yaml
-from nemo_merge.checkpoints._pickle import unfolds
+from nemo_merge.checkpoints._plain import unfolds
 from nemo_merge.errors import CheckpointError, printable
+from tests.fixtures.adapters import lora_folder
 from tests.fixtures.models import write_huggingface, write_nemo
 
 GIGABYTE = 1 << 30
@@ -354,3 +355,20 @@ def test_nothing_is_imported_or_printed(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("refused\n" * 2, "")
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "(a?){50}a{50}", ".*" * 9 + "x", "a{99999999999}", "[["])
+def test_patterns_that_take_very_long(tmp_path, pattern):
+    factors = {"encoder.q": (torch.ones(3, 1), torch.ones(1, 4))}
+    folder = lora_folder(tmp_path / "m", factors)
+    assert open_checkpoint(folder).specs
+    lora_folder(folder, factors, alpha=1, alpha_pattern={pattern: 1})
+    refused(folder, "is not a regular expression")
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"^model.layers.\d+.q_proj", r".*\.(q|v)(_proj)?", "q_proj|v_proj", r"layers\.(1|2)\..*"]
+)
+def test_patterns_of_usual_kinds_are_read(tmp_path, pattern):
+    factors = {"encoder.q": (torch.ones(3, 1), torch.ones(1, 4))}
+    assert open_checkpoint(lora_folder(tmp_path / "m", factors, alpha=1, alpha_pattern={pattern: 1})).specs
