@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,7 +178,8 @@ def _check_patterns(path: Path, key: str, patterns: Any) -> None:
         try:
             if len(pattern) > _LONGEST_PATTERN:
                 raise CheckpointError(f"{path}: {key} holds a pattern of {len(pattern)} characters")
-            re.compile(pattern)
+            with warnings.catch_warnings(action="ignore"):
+                re.compile(pattern)
             if _repeats(_parser.parse(pattern)) > _MOST_REPEATS:
                 raise re.error("it repeats too many parts")
         except (re.error, RecursionError, OverflowError) as error:
