@@ -57,17 +57,28 @@ LAYERS = {
     "tensors": set(),
     "linalg": set(),
     "low_rank": set(),
+    "vocabulary": {"errors", "tensors"},
     "methods": {"errors", "tensors", "linalg", "low_rank"},
-    "checkpoints": {"errors", "tensors", "low_rank"},
+    "checkpoints": {"errors", "tensors", "low_rank", "vocabulary"},
     "scoring": {"errors"},
     "corpora": {"errors"},
-    "merging": {"errors", "tensors", "linalg", "low_rank", "methods", "checkpoints", "training", "__init__"},
+    "merging": {
+        "errors",
+        "tensors",
+        "linalg",
+        "low_rank",
+        "methods",
+        "checkpoints",
+        "vocabulary",
+        "training",
+        "__init__",
+    },
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "__init__"},
     "training": {"errors"},
     "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting"},
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
 }
-WITHOUT_NEMO = ("methods", "linalg", "low_rank", "tensors", "scoring", "checkpoints", "merging", "cli")
+WITHOUT_NEMO = ("methods", "linalg", "low_rank", "tensors", "vocabulary", "scoring", "checkpoints", "merging", "cli")
 
 
 def imports_of(file: Path) -> tuple[set[str], set[str]]:

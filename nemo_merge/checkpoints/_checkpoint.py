@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -17,16 +16,15 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ..errors import CheckpointError
 from ..low_rank import LowRank
+from ..vocabulary import Vocabulary
+from ._digests import sha256_of
 from ._work import WorkFolder, check_output
 
 logger = logging.getLogger("nemo_merge")
 
 RECORD, CARD = "merge.yaml", "README.md"
 """Documents that accompany a merged checkpoint: its provenance, and its model card."""
-
-_CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -114,19 +112,17 @@ class Checkpoint(Mapping[str, Tensor], ABC):
         """
         return None
 
-    def sha256(self, stop: threading.Event | None = None) -> dict[str, str]:
-        """SHA-256 of every file that holds tensors, by file name; set ``stop`` from another thread to give up."""
-        digests = {}
-        for path in self.files:
-            digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
-            try:
-                with open(path, "rb", buffering=0) as file:
-                    while (count := file.readinto(buffer)) and not (stop and stop.is_set()):
-                        digest.update(memoryview(buffer)[:count])
-            except OSError as error:  # a disk or network that fails in the middle
-                raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-            digests[path.name] = digest.hexdigest()
-        return digests
+    def sha256(self, stop: threading.Event | None = None, *, anew: bool = False) -> dict[str, str]:
+        """SHA-256 of every file that holds tensors, by file name.
+
+        Args:
+            stop: set from another thread to give up.
+            anew: do not believe what is remembered of files that have not changed.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        return {path.name: sha256_of(path, stop, anew=anew) for path in self.files}
 
     @abstractmethod
     def writer(
@@ -145,6 +141,34 @@ class Checkpoint(Mapping[str, Tensor], ABC):
             OutputError: the output exists and ``overwrite`` is off, its folder cannot be written to, or another process
                 is writing it.
         """
+
+    def vocabulary(self) -> Vocabulary | None:
+        """The token of every row of the output layer; None when the checkpoint does not tell.
+
+        Raises:
+            CheckpointError: its tokenizer files are missing, damaged or of a kind that is not supported.
+        """
+        return None
+
+    def artefact(self, name: str) -> bytes:
+        """The content of a file that is packed with the model, by the name that its configuration gives it.
+
+        Raises:
+            CheckpointError: there is no such file.
+        """
+        raise CheckpointError(f"{self.path}: a {self.format} has no packed file {name!r}")
+
+    def with_vocabulary(self, wanted: Vocabulary, donors: Sequence[Checkpoint]) -> Checkpoint:
+        """This checkpoint as the template of one with more tokens: configuration and tokenizer files grow, not tensors.
+
+        Args:
+            wanted: all tokens, as :func:`nemo_merge.vocabulary.union` puts them together.
+            donors: checkpoints that have the tokens which this one lacks.
+
+        Raises:
+            CheckpointError: the format, or this tokenizer, cannot grow.
+        """
+        raise CheckpointError(f"{self.path}: the vocabulary of a {self.format} cannot grow; pass vocabulary=base")
 
     def close(self) -> None:
         """Closes the files; tensors read before stay valid as long as they are referenced."""

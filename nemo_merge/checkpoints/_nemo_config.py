@@ -75,6 +75,11 @@ def with_record(text: str, config: Mapping[str, Any], record: Mapping[str, Any],
     return written if same else dump(wanted)  # the other way for a file in YAML's flow style
 
 
+def packed_files(config: Mapping[str, Any]) -> set[str]:
+    """Names of the packed files that a configuration refers to."""
+    return {value.removeprefix("nemo:") for _, value in _strings(config) if value.startswith("nemo:")}
+
+
 def _strings(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """All strings of a configuration with their dotted places."""
     if isinstance(node, dict):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import OutputError
 from ._checkpoint import Checkpoint, TensorSpec, Writer
+from .aligned import AlignedCheckpoint
 from .dcp import DcpCheckpoint
 from .lightning import LightningCheckpoint
 from .nemo import NemoCheckpoint
@@ -47,6 +48,8 @@ def writer_for(
     Raises:
         OutputError: no input can be the container; or as :meth:`Checkpoint.writer`.
     """
+    if isinstance(template, AlignedCheckpoint):
+        template = template.own
     container = container_for(template, others, output)
     if container is not None:
         return container.writer(output, specs, record, overwrite=overwrite)

@@ -81,6 +81,33 @@ def dump(content: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(content), allow_unicode=True, sort_keys=False, width=120)
 
 
+def changed_config(text: str, changes: Mapping[tuple[str, ...], Any], shown: str | Path) -> tuple[dict[str, Any], str]:
+    """A model configuration with other values at some places, as data and as text.
+
+    The text is read and written in OmegaConf's dialect, as NeMo does: 1e-05 is a number there, and interpolations stay.
+
+    Raises:
+        CheckpointError: not valid, or a place lies inside a value.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    load(text, shown)  # refuses what unfolds without end
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
+        raise CheckpointError(f"{shown}: not a valid configuration ({error})") from error
+    for place, value in changes.items():
+        node: Any = config
+        for key in place[:-1]:
+            node = node.get(key) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise CheckpointError(f"{shown}: {'.'.join(place)} cannot be set, it lies inside a value")
+        node[place[-1]] = value
+    written = OmegaConf.to_yaml(OmegaConf.create(config))
+    return load(written, shown), written
+
+
 def unfolded_size(node: Any, sizes: dict[int, int] | None = None) -> int:
     """Number of nodes with every alias written out.
 

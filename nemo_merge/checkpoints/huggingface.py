@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..vocabulary import Vocabulary
 from ._checkpoint import CARD, RECORD, Checkpoint, Metadata, TensorSpec, Writer
+from ._huggingface_vocabulary import read_vocabulary
 from ._safetensors import lay_out, open_safetensors, specs_of
 from ._work import WorkFolder, check_output, key_of
 from ._yaml import dump, load
@@ -76,6 +78,15 @@ class HuggingFaceCheckpoint(Checkpoint):
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
     ) -> Writer:
         return HuggingFaceWriter(self, output, specs, record, overwrite=overwrite)
+
+    def vocabulary(self) -> Vocabulary | None:
+        return read_vocabulary(self.path, self._json)
+
+    def with_vocabulary(self, wanted: Vocabulary, donors: Sequence[Checkpoint]) -> HuggingFaceCheckpoint:
+        raise CheckpointError(
+            f"{self.path}: tokenizers of Hugging Face folders cannot grow: further tokens would need merges of their "
+            "own and, in Whisper, stand where timestamps are expected; pass vocabulary=base to keep the base's tokens"
+        )
 
     def home(self, name: str) -> str:
         """Name of the file that a merged tensor goes to: the one that holds it here."""

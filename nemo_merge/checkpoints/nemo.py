@@ -11,7 +11,7 @@ import os
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import IO, Any
@@ -19,13 +19,16 @@ from typing import IO, Any
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ._checkpoint import Metadata, TensorSpec, Writer, beside, check_outputs
-from ._nemo_config import CONFIG, MAX_CONFIG, WEIGHTS, nemo_metadata, with_record
+from ..vocabulary import Vocabulary
+from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer, beside, check_outputs
+from ._nemo_config import CONFIG, MAX_CONFIG, WEIGHTS, nemo_metadata, packed_files, with_record
+from ._nemo_vocabulary import Changes, grow_vocabulary, read_vocabulary
 from ._pending import Layout, Slot, explained
 from ._stored import StoredCheckpoint, plain_state_dict
 from ._torch_layout import checksum_places, lay_out
 from ._torch_zip import TorchZip
 from ._work import WorkFolder, key_of, write_whole
+from ._yaml import changed_config
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _MAX_ARTEFACT = 256 << 20
@@ -52,6 +55,7 @@ class NemoCheckpoint(StoredCheckpoint):
         self.path = Path(path)
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
         self._tar_path = self._plain_tar()
+        self._added: dict[str, bytes] = {}
         try:
             with _open_tar(self._tar_path, self.path) as tar:
                 members = _members(tar, self.path)
@@ -75,6 +79,41 @@ class NemoCheckpoint(StoredCheckpoint):
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
     ) -> Writer:
         return NemoWriter(self, output, specs, record, overwrite=overwrite)
+
+    def artefact(self, name: str) -> bytes:
+        if name in self._added:
+            return self._added[name]
+        with _open_tar(self._tar_path, self.path) as tar:
+            member = next((member for member in self._others if PurePosixPath(member.name).name == name), None)
+            if member is None:
+                raise CheckpointError(f"{self.path}: its configuration names nemo:{name}, which is not in the file")
+            return _read_member(tar, member, self.path, member.size)
+
+    def vocabulary(self) -> Vocabulary | None:
+        return read_vocabulary(self)
+
+    def with_vocabulary(self, wanted: Vocabulary, donors: Sequence[Checkpoint]) -> NemoCheckpoint:
+        return self.with_changes(grow_vocabulary(self, wanted, donors))
+
+    def with_changes(self, changes: Changes) -> NemoCheckpoint:
+        """The same weights with another configuration and other packed files, as the template of a writer.
+
+        It reads from this checkpoint, which must stay open. Files that its configuration names no longer are left out.
+        """
+        config, text = changed_config(self.config_text, changes.config, self.path)
+        wanted = packed_files(config)
+        lost = packed_files(self.metadata.config) - wanted
+        other = copy.copy(self)
+        other._unpacked = None  # belongs to this checkpoint
+        other._added = {name: data for name, data in {**self._added, **changes.artefacts}.items() if name in wanted}
+        other._others = [
+            member for member in self._others if PurePosixPath(member.name).name not in lost | other._added.keys()
+        ]
+        other.config_text = text
+        other.metadata = nemo_metadata(
+            text, str(self.path), lambda name: hashlib.sha256(other.artefact(name)).hexdigest()
+        )
+        return other
 
     def _plain_tar(self) -> Path:
         try:
@@ -165,6 +204,10 @@ class NemoWriter(Writer):
                 source = tar.extractfile(member)
                 assert source is not None  # only regular files are kept
                 self._append_member(member, source)
+        for name, data in self._template._added.items():
+            added = copy.copy(self._template._config)
+            added.name, added.size = self._template._config.name.removesuffix(CONFIG) + name, len(data)
+            self._append_member(added, io.BytesIO(data))
         self._file.append(bytes(2 * _BLOCK))
         self.work.publish_file(self._file.path.name)
         for name, content in documents.items():

@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..vocabulary import Vocabulary
 from ._checkpoint import CARD, RECORD, TensorSpec, Writer
 from ._nemo_config import CONFIG, MAX_CONFIG, WEIGHTS, nemo_metadata, with_record
+from ._nemo_vocabulary import read_vocabulary
 from ._stored import StoredCheckpoint, plain_state_dict
 from ._torch_layout import checksum_places, lay_out
 from ._torch_zip import TorchZip
@@ -49,6 +51,14 @@ class NemoFolderCheckpoint(StoredCheckpoint):
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
     ) -> Writer:
         return NemoFolderWriter(self, output, specs, record, overwrite=overwrite)
+
+    def vocabulary(self) -> Vocabulary | None:
+        return read_vocabulary(self)
+
+    def artefact(self, name: str) -> bytes:
+        if Path(name).name != name or not (self.path / name).is_file():
+            raise CheckpointError(f"{self.path}: its configuration names nemo:{name}, which is not in the folder")
+        return (self.path / name).read_bytes()
 
     def _digest(self, name: str) -> str | None:
         path = self.path / name

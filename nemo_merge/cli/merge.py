@@ -30,6 +30,7 @@ def command(arguments: tuple[str, ...]) -> None:
     batch_norm=WORD   average, pooled, base or recalibrate   [average]
     audio=PATH        for recalibrate: manifest, cuts or folder of unlabelled audio
     dtype=TYPE        float32, float16, bfloat16, float64    [the base's]
+    vocabulary=WORD   strict, base or union, where tokens differ   [strict]
     device=cuda       factorise on the GPU                   [cpu]
     workers=N         threads                                [number of cores]
     as_adapter=true   write merged adapters as one LoRA adapter, exact or (as_adapter=16) of that rank at most

@@ -36,5 +36,7 @@ def command(arguments: tuple[str, ...]) -> None:
         out.print(plan_table(plan))
         for treatment, roles in plan.decisions().items():
             out.print(f"{treatment}: " + ", ".join(f"{count} {role}" for role, count in roles.items()))
+        if plan.alignment is not None:
+            out.print(str(plan.alignment), markup=False)
         for warning in plan.warnings:
             out.print(f"warning: {warning}")

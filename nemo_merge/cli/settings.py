@@ -29,13 +29,14 @@ class MergeSettings:
     batch_norm: str = "average"
     audio: Any = None
     dtype: str | None = None
+    vocabulary: str = "strict"
     device: str = "cpu"
     workers: int | None = None
     as_adapter: Any = None
 
     def plan_options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~nemo_merge.merging.plan_merge`."""
-        names = ("rules", "then", "batch_norm", "audio", "dtype", "device", "workers")
+        names = ("rules", "then", "batch_norm", "audio", "dtype", "vocabulary", "device", "workers")
         return {name: getattr(self, name) for name in names}
 
     def merge_options(self) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from .api import MergeReport, merge, merge_state_dicts
 from .emr import apply_emr
 from .engine import execute
 from .grid import sweep
-from .plan import MergePlan, Row, Treatment, plan_merge, plan_table
+from .plan import MergePlan, Row, Treatment, plan_merge
 from .rules import Rule, parse_rules
+from .table import plan_table
 
 __all__ = [
     "MergePlan",

@@ -32,6 +32,7 @@ from .progress import Progress, bar
 from .provenance import hashing, record
 from .ranks import ALONE, Ranks
 from .recalibration import Audio, Recalibration, alone
+from .vocabulary import VocabularyPolicy
 
 logger = logging.getLogger("nemo_merge")
 
@@ -73,6 +74,7 @@ def merge(
     batch_norm: BatchNorm = "average",
     audio: Audio | None = None,
     dtype: str | None = None,
+    vocabulary: VocabularyPolicy = "strict",
     device: str = "cpu",
     workers: int | None = None,
     progress: bool | None = None,
@@ -97,6 +99,8 @@ def merge(
             :func:`~nemo_merge.merging.plan.plan_merge`.
         audio: unlabelled audio for ``batch_norm="recalibrate"``, see there; needs NeMo.
         dtype: type of the merged weights; the base's by default.
+        vocabulary: ``strict``, ``base`` or ``union`` where the inputs' tokens differ, see
+            :func:`~nemo_merge.merging.plan.plan_merge`.
         device: where spectral methods factorise, ``cpu`` or ``cuda``; other methods are as fast as the disk.
         workers: threads; the number of cores by default. The bytes written do not depend on it.
         progress: show a progress bar; by default only on a terminal.
@@ -119,6 +123,7 @@ def merge(
         batch_norm=batch_norm,
         audio=audio,
         dtype=dtype,
+        vocabulary=vocabulary,
         device=device,
         workers=workers,
         overwrite=overwrite,
@@ -138,6 +143,8 @@ class Options(PlanOptions):
     ranks: Ranks = ALONE
     """The processes that share the merge; see :func:`~nemo_merge.merging.ranks.ranks_of_torchrun`."""
     as_adapter: bool | int | None = None
+    hash_anew: bool = False
+    """Do not believe digests that are remembered of files that have not changed."""
     as_recorded: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found
     """Given the record of a merge, the one that its output is to carry: an earlier one when a merge is repeated."""
 
@@ -174,7 +181,7 @@ def merge_variants(
                 ):
                     container_for(template, expert_checkpoints, target)  # raises where the format cannot be written
             before = fingerprints(inputs)
-        digests = stack.enter_context(hashing(inputs, ranks))
+        digests = stack.enter_context(hashing(inputs, ranks, anew=options.hash_anew))
         with ranks.together():
             plans = plan_variants(base_checkpoint, expert_checkpoints, list(variants.values()), options, ranks)
         records = [options.as_recorded(record(plan, digests(), options.as_adapter)) for plan in plans]

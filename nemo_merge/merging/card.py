@@ -78,7 +78,9 @@ def model_card(output: Path, record: Mapping[str, Any], plan: MergePlan, warning
     import jinja2
 
     settings = {
-        key: record[key] for key in ("method", "rules", "then", "batch_norm", "audio", "dtype") if key in record
+        key: record[key]
+        for key in ("method", "rules", "then", "batch_norm", "audio", "dtype", "vocabulary")
+        if key in record
     }
     template = jinja2.Environment(
         autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True

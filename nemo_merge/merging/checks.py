@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,35 +24,31 @@ _ABSENT = object()
 
 
 def compare_headers(
-    template: Checkpoint, others: Sequence[Checkpoint], problems: list[str], warnings: list[str]
+    template: Checkpoint,
+    others: Sequence[Checkpoint],
+    problems: list[str],
+    warnings: list[str],
+    unaligned: Collection[str] = (),
 ) -> None:
-    """Compares every checkpoint with the template and adds what it finds to ``problems`` and ``warnings``."""
+    """Compares every checkpoint with the template and adds what it finds to ``problems`` and ``warnings``.
+
+    Shapes of the tensors in ``unaligned`` are not compared: a problem with their tokens was reported.
+    """
     for name, spec in template.specs.items():
         if spec.dtype.is_complex:
             problems.append(f"{template.path}: tensor {name!r} is complex; only real weights can be merged")
     for other in others:
-        _compare_models(template, other, problems, warnings)
+        _compare_models(template, other, problems)
         _compare_names(template, other, problems, warnings)
-        _compare_specs(template, other, problems)
+        _compare_specs(template, other, problems, unaligned)
 
 
-def _compare_models(template: Checkpoint, other: Checkpoint, problems: list[str], warnings: list[str]) -> None:
+def _compare_models(template: Checkpoint, other: Checkpoint, problems: list[str]) -> None:
     mine, theirs = template.metadata, other.metadata
     if mine.model_class and theirs.model_class and mine.model_class != theirs.model_class:
         problems.append(
             f"{other.path}: is a {theirs.model_class}, but {template.path} is a {mine.model_class}; "
             "only models of one class merge"
-        )
-    shared = mine.tokenizers.keys() & theirs.tokenizers.keys()
-    different = sorted(place for place in shared if mine.tokenizers[place] != theirs.tokenizers[place])
-    if different:
-        problems.append(
-            f"{other.path}: its tokenizer differs from that of {template.path} ({', '.join(different)}), so the same "
-            "row of the output layer stands for another token; train the expert with the base's tokenizer"
-        )
-    elif mine.tokenizers.keys() != theirs.tokenizers.keys():
-        warnings.append(
-            f"{other.path}: its tokenizer cannot be compared with that of {template.path}: one of them lacks files"
         )
     for place in _ARCHITECTURE:
         a, b = _lookup(mine.config, place), _lookup(theirs.config, place)
@@ -85,11 +81,11 @@ def _compare_names(template: Checkpoint, other: Checkpoint, problems: list[str],
             problems.append(f"{other.path}: tensors {alias!r} and {owner!r} differ, but {template.path} ties them")
 
 
-def _compare_specs(template: Checkpoint, other: Checkpoint, problems: list[str]) -> None:
+def _compare_specs(template: Checkpoint, other: Checkpoint, problems: list[str], unaligned: Collection[str]) -> None:
     shapes, kinds = [], []
     for name, spec in template.specs.items():
         theirs = other.specs.get(name)
-        if theirs is None:
+        if theirs is None or name in unaligned:
             continue
         if theirs.shape != spec.shape:
             shapes.append(f"{name!r} is {list(theirs.shape)} instead of {list(spec.shape)}")

@@ -214,6 +214,9 @@ def _merge_tensor(
         for place, base, combined in _combined(plans, rows, shared):
             plan, row, dtype, rounding = plans[place], rows[place], types[place], roundings[place]
             merged = _finish(plan, row, base, combined, places[place])
+            if plan.alignment is not None:
+                weights = row.method.resolved_weights(len(plan.experts)).tolist()
+                merged = plan.alignment.settle(row.name, positions[place], merged, weights)
             values = merged.to(dtype)
             _check(row, values)
             if rounding is not None and row.treatment in _MERGED:

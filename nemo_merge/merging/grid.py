@@ -17,6 +17,7 @@ from .inputs import Source
 from .plan import BatchNorm, Rules, Then
 from .ranks import ALONE, Ranks
 from .recalibration import Audio
+from .vocabulary import VocabularyPolicy
 
 
 def sweep(
@@ -32,6 +33,7 @@ def sweep(
     batch_norm: BatchNorm = "average",
     audio: Audio | None = None,
     dtype: str | None = None,
+    vocabulary: VocabularyPolicy = "strict",
     device: str = "cpu",
     workers: int | None = None,
     progress: bool | None = None,
@@ -59,6 +61,7 @@ def sweep(
         batch_norm: what happens to running statistics.
         audio: for ``batch_norm="recalibrate"``.
         dtype: type of the merged weights.
+        vocabulary: what happens when the inputs' tokens differ.
         device: where spectral methods factorise.
         workers: threads.
         progress: show a progress bar.
@@ -86,6 +89,7 @@ def sweep(
         batch_norm=batch_norm,
         audio=audio,
         dtype=dtype,
+        vocabulary=vocabulary,
         device=device,
         workers=workers,
         overwrite=overwrite,

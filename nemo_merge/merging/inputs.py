@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoints import Checkpoint, Metadata, TensorSpec, Writer, open_checkpoint
 from ..errors import CheckpointError, ConfigError, did_you_mean
+from ..vocabulary import Vocabulary
 from .adapters import bind_adapters
 
 Source = str | os.PathLike[str] | Checkpoint | Mapping[str, Any]
@@ -165,6 +166,12 @@ class RenamedCheckpoint(Checkpoint):
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
     ) -> Writer:
         raise NotImplementedError("the template of a merge keeps its names")
+
+    def vocabulary(self) -> Vocabulary | None:
+        return self.inner.vocabulary()
+
+    def artefact(self, name: str) -> bytes:
+        return self.inner.artefact(name)
 
     def close(self) -> None:
         self.inner.close()

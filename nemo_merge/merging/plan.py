@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import torch
 from ..checkpoints import Checkpoint, TensorSpec
 from ..errors import ConfigError, PlanError, did_you_mean
 from ..methods import Method, PostProcessor, get_post
+from ..methods.emr import Emr
 from ..tensors import NEVER_MERGED, Role, depths_of, role_of
 from ..training.audio import AudioSample
 from .checks import compare_headers
@@ -23,6 +23,7 @@ from .ranks import ALONE, Ranks
 from .recalibration import Audio, check_recalibration, read_calibration
 from .rules import Rule, parse_rules
 from .scan import Scan, scan_tensor
+from .vocabulary import Alignment, VocabularyPolicy, align
 
 BatchNorm = Literal["average", "pooled", "base", "recalibrate"]
 Rules = Sequence[Rule | Mapping[str, Any]]
@@ -59,6 +60,7 @@ class PlanOptions:
     dtype: str | None = None
     device: str = "cpu"
     workers: int | None = None
+    vocabulary: VocabularyPolicy = "strict"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class MergePlan:
         warnings: what the user should know.
         batch_norm, dtype, device: the options of :func:`plan_merge`.
         audio: what statistics are estimated from (``batch_norm="recalibrate"``).
+        alignment: how the tokens of the inputs were brought together; None when all have the same rows.
     """
 
     template: Checkpoint
@@ -105,6 +108,7 @@ class MergePlan:
     dtype: torch.dtype | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     audio: AudioSample | None = None
+    alignment: Alignment | None = None
 
     @property
     def output_specs(self) -> dict[str, TensorSpec]:
@@ -135,6 +139,7 @@ def plan_merge(
     batch_norm: BatchNorm = "average",
     audio: Audio | None = None,
     dtype: str | None = None,
+    vocabulary: VocabularyPolicy = "strict",
     device: str = "cpu",
     workers: int | None = None,
 ) -> MergePlan:
@@ -153,17 +158,20 @@ def plan_merge(
             files, or a mapping ``{"path": ..., "seconds": 600, "seed": 0}``; see
             :func:`~nemo_merge.training.audio.read_audio`.
         dtype: type of the merged weights (``float32``, ``float16``, ``bfloat16``, ``float64``); the base's by default.
+        vocabulary: what happens when the inputs' tokens differ. Rows of the output layer and embeddings are aligned by
+            token in any case. ``strict`` wants the same tokens, in any order; ``base`` keeps the base's and drops
+            others; ``union`` adds the experts' tokens, whose rows are the mean over the experts that have them.
         device: where the factorisations of spectral methods run, and the model that is recalibrated: ``cpu``, ``cuda``,
             ``cuda:1``.
         workers: threads; the number of cores by default.
 
     Raises:
         PlanError: with every problem found: missing, additional or differently shaped tensors, other model classes,
-            tokenizers or architectures, values that are not finite, negative variances, too few experts, rules that
+            tokens or architectures, values that are not finite, negative variances, too few experts, rules that
             match nothing.
         ConfigError: an option that does not exist, or another number of weights than experts.
     """
-    options = PlanOptions(rules, then, batch_norm, audio, dtype, device, workers)
+    options = PlanOptions(rules, then, batch_norm, audio, dtype, device, workers, vocabulary)
     return plan_variants(base, experts, [method], options)[0]
 
 
@@ -186,6 +194,11 @@ def plan_variants(
         )
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r} does not exist{did_you_mean(str(dtype), DTYPES)}")
+    if options.vocabulary not in get_args(VocabularyPolicy):
+        known = get_args(VocabularyPolicy)
+        raise ConfigError(
+            f"vocabulary={options.vocabulary!r} does not exist{did_you_mean(str(options.vocabulary), known)}"
+        )
     then = [options.then] if isinstance(options.then, (str, Mapping)) else options.then
     posts = [_post(value) for value in then]
     parsed = [parse_rules(options.rules, method, len(experts)) for method in variants]
@@ -195,11 +208,15 @@ def plan_variants(
         raise PlanError(problems)
     for method in used:
         method.resolved_weights(len(experts))
+    warnings: list[str] = []
+    aligned = align(base, experts, options.vocabulary, problems, warnings)
+    base, experts = aligned.base, aligned.experts
+    if aligned.alignment is not None and aligned.alignment.added and any(isinstance(method, Emr) for method in used):
+        problems.append("emr needs the base beside its package, so the vocabulary cannot grow; pass vocabulary=base")
     template = base if base is not None else experts[0]
     calibration = read_calibration(batch_norm, options.audio)
     others = experts if base is not None else experts[1:]
-    warnings: list[str] = []
-    compare_headers(template, others, problems, warnings)
+    compare_headers(template, others, problems, warnings, aligned.unaligned)
     scans = _scan(template, experts, options.workers, ranks)
     for scan in scans.values():
         problems.extend(scan.problems)
@@ -236,6 +253,7 @@ def plan_variants(
                 DTYPES[dtype] if dtype else None,
                 device,
                 calibration,
+                aligned.alignment,
             )
         )
     return plans
@@ -359,29 +377,3 @@ def _decide(
     if used.merges(role):
         return row(Treatment.METHOD)
     return row(Treatment.MEAN, f"{used.name} treats matrices only")
-
-
-def plan_table(plan: MergePlan) -> Any:
-    """The plan as a table for the terminal (:class:`rich.table.Table`)."""
-    from rich.table import Table
-
-    table = Table("tensor", "shape", "type", "role", "treatment", "method", "reason", box=None, pad_edge=False)
-    for row in plan.rows:
-        shape = "x".join(map(str, row.spec.shape)) or "scalar"
-        dtype = str(row.spec.dtype).removeprefix("torch.")
-        table.add_row(row.name, shape, dtype, row.role.value, row.treatment.value, _settings(plan, row), row.reason)
-    for alias, owner in plan.ties.items():
-        table.add_row(alias, "", "", "", "tied", "", f"shares the data of {owner}")
-    return table
-
-
-def _settings(plan: MergePlan, row: Row) -> str:
-    """The method of a row, with the settings that are not its defaults."""
-    if row.treatment not in (Treatment.METHOD, Treatment.MEAN):
-        return ""
-    changed = [
-        f"{item.name}={getattr(row.method, item.name)}"
-        for item in dataclasses.fields(row.method)
-        if getattr(row.method, item.name) != item.default
-    ]
-    return " ".join([row.method.name, *changed])

@@ -68,6 +68,7 @@ def record(plan: MergePlan, digests: Digests, as_adapter: bool | int | None = No
         "batch_norm": plan.batch_norm,
         **({"audio": plan.audio.record()} if plan.audio is not None else {}),
         "dtype": str(plan.dtype).removeprefix("torch.") if plan.dtype else None,
+        **({"vocabulary": plan.alignment.record()} if plan.alignment is not None else {}),
         "device": plan.device.type,
     }
     if as_adapter:
@@ -103,6 +104,8 @@ def command(entries: Mapping[str, Any], method: Method) -> str:
         words.append(f"audio={_hydra(asked(entries))}")
     if entries["dtype"] is not None:
         words.append(f"dtype={entries['dtype']}")
+    if (policy := entries.get("vocabulary", {}).get("policy", "strict")) != "strict":
+        words.append(f"vocabulary={policy}")
     if entries["device"] != "cpu":
         words.append(f"device={entries['device']}")
     if "as_adapter" in entries:
@@ -123,16 +126,19 @@ def plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def hashing(inputs: Sequence[Checkpoint], ranks: Ranks = ALONE) -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
+def hashing(
+    inputs: Sequence[Checkpoint], ranks: Ranks = ALONE, *, anew: bool = False
+) -> Iterator[Callable[[], dict[str, dict[str, str]]]]:
     """Hashes the inputs in another thread, beside whatever the caller does; the value waits for the digests.
 
-    Several ranks share the files. Leaving it early, because of an error, gives up.
+    Several ranks share the files; ``anew`` is that of :meth:`Checkpoint.sha256`. Leaving it early, because of an
+    error, gives up.
     """
     stop = threading.Event()
     unique = {str(item.path): item for item in inputs}
     mine = list(unique)[ranks.rank :: ranks.count]
     with ThreadPoolExecutor(1, thread_name_prefix="nemo_merge-sha256") as pool:
-        futures = {path: pool.submit(unique[path].sha256, stop) for path in mine}
+        futures = {path: pool.submit(unique[path].sha256, stop, anew=anew) for path in mine}
 
         def digests() -> dict[str, dict[str, str]]:
             with ranks.together():

@@ -103,9 +103,11 @@ def reproduce(
             batch_norm=record["batch_norm"],
             audio=asked(record),
             dtype=record["dtype"],
+            vocabulary=record.get("vocabulary", {}).get("policy", "strict"),
             device=record.get("device", "cpu"),
             workers=workers,
             as_adapter=record.get("as_adapter"),
+            hash_anew=True,
             as_recorded=as_recorded,
         )
         merge_variants(base, experts, {again: method}, options)

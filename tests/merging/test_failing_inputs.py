@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from nemo_merge import cli, merge, open_checkpoint
-from nemo_merge.checkpoints import nemo
+from nemo_merge.checkpoints import _digests, nemo
 from nemo_merge.errors import CheckpointError
 from nemo_merge.methods.soup import Soup
 from tests.fixtures.files import write_as
@@ -60,6 +60,7 @@ class Disk:
             self.touch(inner.name)
             return real_read(inner, size)
 
+        monkeypatch.setattr(_digests, "_remembered", lambda *_: None)  # every merge reads the same
         monkeypatch.setattr(builtins, "open", opened)
         monkeypatch.setattr(io, "open", opened)
         monkeypatch.setattr(os, "pread", pread)

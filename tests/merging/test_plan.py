@@ -110,7 +110,7 @@ def test_models_that_cannot_be_told_apart_by_shape(tmp_path):
     reference = open_checkpoint(write_nemo(tmp_path / "base.nemo", base))
     cases = {
         "target": ({**CONFIG, "target": "nemo.Other"}, "is a nemo.Other"),
-        "labels": ({**CONFIG, "labels": [" ", "a", "c", "b"]}, "tokenizer differs"),
+        "labels": ({**CONFIG, "labels": [" ", "a", "b", "d"]}, "tokenizer differs"),
         "heads": ({**CONFIG, "encoder": {"n_heads": 4}}, "encoder.n_heads=4"),
         "rate": ({**CONFIG, "sample_rate": 8000}, "sample_rate=8000"),
     }

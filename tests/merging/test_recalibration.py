@@ -11,8 +11,7 @@ pytest.importorskip("soundfile")
 from nemo_merge import merge, merge_state_dicts, methods, open_checkpoint
 from nemo_merge.cli.settings import compose
 from nemo_merge.errors import AudioError, ConfigError, MergeError, PlanError
-from nemo_merge.merging import recalibration
-from nemo_merge.merging.plan import Treatment, plan_merge, plan_table
+from nemo_merge.merging import Treatment, plan_merge, plan_table, recalibration
 from nemo_merge.merging.ranks import Ranks
 from tests.fixtures.audio import write_audio, write_manifest
 from tests.fixtures.models import write_huggingface, write_nemo

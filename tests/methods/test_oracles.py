@@ -368,3 +368,25 @@ def test_lines_agrees_with_its_oracle(method, weights, scale, stacks, parameters
     wanted = oracle_lines(changes, places, sums, 3, stacks=stacks, **parameters)
     for name, change in wanted.items():
         torch.testing.assert_close(result[name] - base[name], change, rtol=1e-9, atol=1e-12)
+
+
+SMALL_CHANGES = {
+    # Where other programs compare with a constant: mean squares of 1e-6, products of norms of 1e-6, float32 arc cosines.
+    "sce": ((32, 24), 1e-4, [1.0, 1.0, 3.0]),
+    "model_stock": ((64,), 4e-4 / 64**0.5, [1.0, 1.0, 1.0]),
+    "karcher": ((48, 32), 1e-3, [1.0, 1.0, 1.0]),
+    "multislerp": ((48, 32), 1e-3, [1.0, 1.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("method", SMALL_CHANGES)
+def test_changes_of_the_size_of_fine_tuning_follow_the_formula(method):
+    shape, size, loudness = SMALL_CHANGES[method]
+    generator = torch.Generator().manual_seed(0)
+    base = 0.02 * torch.randn(shape, generator=generator)
+    experts = [base + factor * size * torch.randn(shape, generator=generator) for factor in loudness]
+    merged = merge_state_dicts({NAME: base}, [{NAME: expert} for expert in experts], method)[NAME]
+    exact = ORACLES[method](base.double(), [expert.double() for expert in experts], [1.0, 1.0, 1.0])
+    change = (exact - base.double()).norm()
+    rounding = torch.finfo(torch.float32).eps * base.norm()  # of the result itself, which is stored in float32
+    assert (merged.double() - exact).norm() <= 1e-5 * change + rounding
