@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..low_rank import LowRank
 from ..vocabulary import Vocabulary
 from ._digests import sha256_of
