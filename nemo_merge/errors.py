@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+_LONGEST = 2000
+
 
 class NemoMergeError(Exception):
     """A problem that the user can solve; the command line prints it as one message and exits with 2."""
@@ -13,13 +15,22 @@ class NemoMergeError(Exception):
     silent = False
     """Whether another process says what is wrong."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 class ConfigError(NemoMergeError, ValueError):
     """An option, method or parameter that does not exist or is out of its range."""
 
 
 class CheckpointError(NemoMergeError):
-    """A checkpoint that cannot be read: missing, damaged, unsafe or of an unknown format."""
+    """A checkpoint that cannot be read: missing, damaged, unsafe or of an unknown format.
+
+    The message is cut where it is long: names in a damaged file may have millions of letters.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= _LONGEST else f"{message[: _LONGEST - 200]} ... {message[-200:]}")
 
 
 class AudioError(NemoMergeError):
@@ -52,3 +63,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def printable(text: str) -> str:
+    r"""A text whose control characters are escaped: what a file says must not steer the terminal.
+
+    Example:
+        >>> print(printable("tensor \x1b[2J\n"), end="")
+        tensor \x1b[2J
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -70,6 +70,17 @@ def open_checkpoint(path: str | os.PathLike[str], *, ema: bool = False, prefix: 
         ConfigError: a prefix for what is no adapter.
     """
     path = Path(path)
+    try:
+        checkpoint = _open(path, ema, prefix)
+    except OSError as error:  # a disk or network that fails in the middle
+        raise CheckpointError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+    if not checkpoint.specs:
+        checkpoint.close()
+        raise CheckpointError(f"{path}: holds no tensors")
+    return checkpoint
+
+
+def _open(path: Path, ema: bool, prefix: str | None) -> Checkpoint:
     if path.exists() and is_adapter(path):
         if ema:
             raise _no_averages(path)
@@ -120,12 +131,11 @@ def _folder(path: Path) -> Callable[[Path], Checkpoint]:
 
 
 def _open_file(path: Path, ema: bool) -> Checkpoint:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(1024)
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is no file (a device or a pipe?); tensors are read from files only")
+    with open(path, "rb") as file:
+        head = file.read(1024)
+        size = os.fstat(file.fileno()).st_size
     if head.startswith(b"PK\x03\x04"):
         archive = TorchZip(path, placeholders=True)
         if is_nemo_adapter(archive.content):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ from ..errors import CheckpointError
 CONFIG = "adapter_config.json"
 _MAX_TEXT = 16 << 20
 _LONGEST_PATTERN = 1000
+_MOST_REPEATS = 5  # the time to match may grow with the length of a name to this power
+_parser: Any = re._parser  # type: ignore[attr-defined]
+_REPEATS = (_parser.MAX_REPEAT, _parser.MIN_REPEAT, _parser.POSSESSIVE_REPEAT)
 
 # Starting points that leave the base's weights as they are; others (PiSSA, OLoRA, CorDA, LoftQ ...) change them too,
 # and the adapter alone does not say how.
@@ -174,6 +178,27 @@ def _check_patterns(path: Path, key: str, patterns: Any) -> None:
         try:
             if len(pattern) > _LONGEST_PATTERN:
                 raise CheckpointError(f"{path}: {key} holds a pattern of {len(pattern)} characters")
-            re.compile(pattern)
-        except (re.error, RecursionError) as error:
+            with warnings.catch_warnings(action="ignore"):
+                re.compile(pattern)
+            if _repeats(_parser.parse(pattern)) > _MOST_REPEATS:
+                raise re.error("it repeats too many parts")
+        except (re.error, RecursionError, OverflowError) as error:
             raise CheckpointError(f"{path}: {key}: {pattern!r} is not a regular expression ({error})") from error
+
+
+def _repeats(node: Any, within: bool = False) -> int:
+    """How many parts of a pattern may match more or less of a name.
+
+    Raises:
+        re.error: a part that may do so, or alternatives, are repeated: ``(a+)+`` takes exponential time.
+    """
+    if not isinstance(node, (tuple, list, _parser.SubPattern)):
+        return 0
+    if len(node) == 2 and node[0] in _REPEATS:
+        low, high, body = node[1]
+        if within and low != high:
+            raise re.error("repetitions within repetitions take very long")
+        return (low != high) + _repeats(body, within or high > 1)
+    if within and len(node) == 2 and node[0] is _parser.BRANCH:
+        raise re.error("repeated alternatives take very long")
+    return sum(_repeats(child, within) for child in node)

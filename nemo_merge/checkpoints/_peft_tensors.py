@@ -238,6 +238,5 @@ def _open(path: Path) -> tuple[Callable[[str], Tensor], dict[str, TensorSpec]]:
     content = zipped.content
     if not isinstance(content, Mapping) or not all(isinstance(value, StoredTensor) for value in content.values()):
         raise CheckpointError(f"{path}: not a state dict")
-    for name, stored in content.items():
-        zipped.check(name, stored)
+    zipped.check_all(content)
     return lambda name: zipped.read(content[name]), {name: stored.spec for name, stored in content.items()}

@@ -22,7 +22,8 @@ from typing import Any
 MAX_PICKLE = 64 << 20
 MAX_INSTRUCTIONS = 4_000_000  # about thirty per tensor; what they build stays below about a gigabyte
 MAX_DEPTH = 100
-_MAX_KEY_DEPTH = 8
+_MAX_KEY = 64  # parts of a key
+_MAX_COPIED = 1024  # what a single instruction may copy
 _NAME = re.compile(r"[\w.<>-]{1,500}", re.ASCII)
 _Unpickler: Any = pickle._Unpickler
 _Pickler: Any = pickle._Pickler
@@ -111,6 +112,8 @@ class Known:
 
 def _ordered_dict(*args: Any) -> TorchDict:
     content = TorchDict()
+    if args and len(args[0]) > _MAX_COPIED:
+        raise pickle.UnpicklingError("it copies large lists")
     for pair in args[0] if args else ():
         key, value = pair
         content[_key(key)] = value
@@ -120,15 +123,18 @@ def _ordered_dict(*args: Any) -> TorchDict:
 ORDERED_DICT = Known("collections", "OrderedDict", _ordered_dict)
 
 
-def _key(key: Any, depth: int = _MAX_KEY_DEPTH) -> Any:
-    """The key of a dictionary, if hashing it is harmless: hashing tuples nested deep enough crashes Python."""
-    if isinstance(key, tuple):
-        if depth == 0 or len(key) > 1024:
+def _key(key: Any) -> Any:
+    """The key of a dictionary, if hashing and printing it is harmless: nested tuples take exponential time or crash."""
+    waiting, parts = [key], 0
+    while waiting:
+        part = waiting.pop()
+        parts += 1
+        if parts > _MAX_KEY or (isinstance(part, tuple) and len(part) > _MAX_KEY):
             raise pickle.UnpicklingError("a key is nested too deeply")
-        for item in key:
-            _key(item, depth - 1)
-    elif not isinstance(key, (*PLAIN_KEYS, Global, Inert, Known)) and not key.__hash__:
-        raise pickle.UnpicklingError(f"a key is of type {type(key).__name__}")
+        if isinstance(part, tuple):
+            waiting.extend(part)
+        elif not isinstance(part, (*PLAIN_KEYS, Global, Inert, Known)) and not part.__hash__:
+            raise pickle.UnpicklingError(f"a key is of type {type(part).__name__}")
     return key
 
 
@@ -200,7 +206,7 @@ class SafeUnpickler(_Unpickler):
         elif isinstance(maker, Global):
             self.append(Inert("reduce", maker, args))
         else:
-            raise pickle.UnpicklingError(f"it calls {maker!r}"[:200])
+            raise pickle.UnpicklingError(f"it calls an object of type {type(maker).__name__}")
 
     def _newobj(self) -> None:
         args, maker = self.stack.pop(), self.stack.pop()
@@ -229,7 +235,7 @@ class SafeUnpickler(_Unpickler):
     def _build(self) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        if type(target) is TorchDict and isinstance(state, dict):
+        if type(target) is TorchDict and isinstance(state, dict) and len(state) <= _MAX_COPIED:
             target.attributes = {**target.attributes, **state}
         elif type(target) is Inert:
             target.steps.append(("build", state))
@@ -257,6 +263,13 @@ class SafeUnpickler(_Unpickler):
                 target[_key(key)] = value
         else:
             raise pickle.UnpicklingError(f"it sets entries of {type(target).__name__} objects")
+
+    def _bytearray(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        data = self.read(size)  # what is there; Python's own version reserves as much as the pickle says
+        if len(data) != size:
+            raise EOFError("it ends in the middle")
+        self.append(bytearray(data))
 
     def _append_one(self) -> None:
         value = self.stack.pop()
@@ -290,6 +303,7 @@ class SafeUnpickler(_Unpickler):
         pickle.SETITEMS[0]: lambda self: self._set(self.pop_mark()),
         pickle.DICT[0]: _dict,
         pickle.FROZENSET[0]: _frozenset,
+        pickle.BYTEARRAY8[0]: _bytearray,
         **dict.fromkeys(
             (op[0] for op in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)),
             _refuse,

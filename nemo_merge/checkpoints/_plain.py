@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ._pickle import PLAIN_KEYS, Global, Inert, Known, TorchDict
+from ._pickle import MAX_INSTRUCTIONS, PLAIN_KEYS, Global, Inert, Known, TorchDict
 
 
 def children(node: Any) -> Iterator[Any]:
@@ -33,6 +33,27 @@ def walk(root: Any) -> Iterator[tuple[Any, int]]:
             seen.add(id(node))
             yield node, depth
             waiting.extend((child, depth + 1) for child in children(node) if not isinstance(child, PLAIN_KEYS))
+
+
+def unfolds(root: Any, limit: int = 2 * MAX_INSTRUCTIONS) -> bool:
+    """Whether it has more nodes than ``limit`` when whatever is shared is counted each time that it is met.
+
+    A small pickle can hold a list that holds a list twice, that holds a list twice, and so on; to go through all of it
+    takes for ever. Nodes within themselves are not followed.
+    """
+    sizes: dict[int, int] = {}
+    waiting = [(root, False)]
+    while waiting:
+        node, entered = waiting.pop()
+        if entered:
+            sizes[id(node)] = size = 1 + sum(sizes.get(id(child), 1) for child in children(node))
+            if size > limit:
+                return True
+        elif id(node) not in sizes:
+            sizes[id(node)] = 0
+            waiting.append((node, True))
+            waiting.extend((child, False) for child in children(node) if not isinstance(child, PLAIN_KEYS))
+    return False
 
 
 def plain(node: Any, depth: int = 60, memo: dict[int, Any] | None = None) -> Any:
@@ -65,8 +86,8 @@ def plain(node: Any, depth: int = 60, memo: dict[int, Any] | None = None) -> Any
         state = node.state
         if node.path.startswith("omegaconf.") and isinstance(state, Mapping):
             result = inner(state["_content"] if "_content" in state else state.get("_val"))
-        elif node.path.startswith("pathlib") and node.kind == "reduce":
-            result = "/".join(map(str, node.args)).replace("//", "/")
+        elif node.path.startswith("pathlib") and all(isinstance(part, str) for part in node.args):
+            result = "/".join(node.args).replace("//", "/")
         elif node.items:
             result = entries(node.items)
         elif node.members:

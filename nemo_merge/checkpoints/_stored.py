@@ -32,8 +32,7 @@ class StoredCheckpoint(Checkpoint):
         return self._zip.read(self._stored[name])
 
     def _take(self, stored: Mapping[str, StoredTensor]) -> None:
-        for name, tensor in stored.items():
-            self._zip.check(name, tensor)
+        self._zip.check_all(stored)
         self._stored = stored
         self.ties = ties_of(stored)
         self.specs = {name: tensor.spec for name, tensor in stored.items()}

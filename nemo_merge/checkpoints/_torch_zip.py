@@ -11,6 +11,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +21,15 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ._checkpoint import TensorSpec
 from ._pickle import MAX_DEPTH, MAX_PICKLE, ORDERED_DICT, Known, SafeUnpickler
-from ._plain import walk
+from ._plain import unfolds, walk
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _END = struct.Struct("<4s4H2IH")
 _END64_LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _MAX_DIRECTORY = 64 << 20  # bytes; a hundred for each storage
+
+_MAX_EXPANDED = 64 << 20  # bytes by which tensors may be larger than what is stored
 
 _STORAGE_DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -43,8 +46,9 @@ _DTYPE_NAMES = (
 class Window(io.RawIOBase):
     """A part of an open file that behaves as a file."""
 
-    def __init__(self, fd: int, offset: int, size: int) -> None:
+    def __init__(self, fd: int, offset: int, size: int, name: str) -> None:
         self._fd, self._offset, self._size, self._position = fd, offset, size, 0
+        self._name = name
 
     def seekable(self) -> bool:
         return True
@@ -62,10 +66,18 @@ class Window(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self._size - self._position))
-        data = os.pread(self._fd, count, self._offset + self._position)
+        data = _pread(self._fd, count, self._offset + self._position, self._name)
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+
+def _pread(fd: int, count: int, offset: int, name: str) -> bytes:
+    """Raises :class:`CheckpointError` where the disk or the network fails; zipfile would call that a damaged file."""
+    try:
+        return os.pread(fd, count, offset)
+    except OSError as error:
+        raise CheckpointError(f"{name}: cannot be read ({error.strerror or error})") from error
 
 
 class StoredTensor(NamedTuple):
@@ -92,12 +104,18 @@ class StoredData(NamedTuple):
     dtype: torch.dtype
 
 
-def _rebuild_tensor(storage: StoredData, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
-    shape, stride = tuple(shape), tuple(stride)
-    sizes = (offset, *shape, *stride)
-    if len(shape) != len(stride) or any(not isinstance(n, int) or not 0 <= n < 1 << 62 for n in sizes):
+def _size(sizes: Any = ()) -> tuple[Any, ...]:
+    if not isinstance(sizes, (tuple, list)) or len(sizes) > 64:
         raise pickle.UnpicklingError("it describes a tensor with impossible sizes")
-    if not isinstance(storage, StoredData) or len(shape) > 64:
+    return tuple(sizes)
+
+
+def _rebuild_tensor(storage: StoredData, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
+    shape, stride = _size(shape), _size(stride)
+    sizes = (offset, *shape, *stride)
+    if len(shape) != len(stride) or any(type(n) is not int or not 0 <= n < 1 << 62 for n in sizes):
+        raise pickle.UnpicklingError("it describes a tensor with impossible sizes")
+    if not isinstance(storage, StoredData):
         raise pickle.UnpicklingError("it describes a tensor without a storage")
     return StoredTensor(storage.name, storage.dtype, offset, shape, stride)
 
@@ -126,7 +144,7 @@ KNOWN: dict[tuple[str, str], Any] = {
         (known.module, known.name): known
         for known in (
             ORDERED_DICT,
-            Known("torch", "Size", lambda sizes=(): tuple(sizes)),
+            Known("torch", "Size", _size),
             Known("torch._utils", "_rebuild_tensor_v2", _rebuild_tensor),
             Known("torch._utils", "_rebuild_tensor_v3", _rebuild_typed),
             Known("torch._utils", "_rebuild_parameter", _rebuild_parameter),
@@ -179,11 +197,13 @@ class TorchZip:
                 )
             try:
                 _check_directory(file.fileno(), offset, size, self.name)
-                with zipfile.ZipFile(io.BufferedReader(Window(file.fileno(), offset, size))) as archive:
+                with zipfile.ZipFile(io.BufferedReader(Window(file.fileno(), offset, size, self.name))) as archive:
                     root = self._root(archive)
                     self._places = self._read_places(archive, root, file.fileno(), offset, size)
                     self.content = self._unpickle(archive, root, placeholders)
-            except (zipfile.BadZipFile, struct.error, UnicodeDecodeError, NotImplementedError, EOFError) as error:
+            except (CheckpointError, MemoryError, OSError):
+                raise
+            except Exception as error:  # zipfile lets the errors of its parts through: of numbers, names, unpackers
                 raise CheckpointError(
                     f"{self.name}: not a file of torch.save, or cut short ({error}); "
                     "fetch it again, or save it anew with PyTorch 1.6 or later"
@@ -200,7 +220,7 @@ class TorchZip:
             raise CheckpointError(
                 f"{self.name}: a TorchScript program, not a checkpoint; save the model's state_dict() with torch.save"
             )
-        if f"{roots[0]}byteorder" in names and archive.open(f"{roots[0]}byteorder").read(16) != b"little":
+        if f"{roots[0]}byteorder" in names and self._member(archive, f"{roots[0]}byteorder", 16) != b"little":
             raise CheckpointError(f"{self.name}: written by a big-endian machine; save it anew on another")
         return roots[0]
 
@@ -215,7 +235,7 @@ class TorchZip:
                 continue
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
                 raise CheckpointError(f"{self.name}: tensors are compressed; save it anew with torch.save")
-            header = os.pread(fd, _LOCAL_HEADER.size, offset + member.header_offset)
+            header = _pread(fd, _LOCAL_HEADER.size, offset + member.header_offset, self.name)
             if len(header) < _LOCAL_HEADER.size:
                 raise zipfile.BadZipFile("a member lies outside the file")
             # The padding that aligns a storage is an extra field of the local header only.
@@ -227,13 +247,8 @@ class TorchZip:
         return places
 
     def _unpickle(self, archive: zipfile.ZipFile, root: str, placeholders: bool) -> Any:
-        member = archive.getinfo(f"{root}data.pkl")
-        if member.file_size > MAX_PICKLE:
-            raise CheckpointError(
-                f"{self.name}: refused, its pickle is {member.file_size >> 20} MiB large; "
-                f"descriptions of tensors never need more than {MAX_PICKLE >> 20}"
-            )
-        unpickler = SafeUnpickler(archive.read(member), KNOWN, _persistent, placeholders)
+        data = self._member(archive, f"{root}data.pkl", MAX_PICKLE)
+        unpickler = SafeUnpickler(data, KNOWN, _persistent, placeholders)
         try:
             content = unpickler.load()
         except pickle.UnpicklingError as error:
@@ -241,12 +256,37 @@ class TorchZip:
                 f"{self.name}: refused, because its pickle holds more than tensors: {error}. "
                 "If you trust its source, load it with torch and save the state dict alone"
             ) from error
+        except MemoryError:
+            raise
         except Exception as error:
             raise CheckpointError(f"{self.name}: its pickle is damaged ({type(error).__name__}: {error})") from error
         self.protocol = max(2, unpickler.proto)
-        if any(depth > MAX_DEPTH for _, depth in walk(content)):
-            raise CheckpointError(f"{self.name}: refused, its objects are nested more than {MAX_DEPTH} deep")
+        check_objects(content, self.name)
         return content
+
+    def _member(self, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+        """The content of a small member."""
+        member = archive.getinfo(name)
+        if max(member.file_size, member.compress_size) > limit:  # zipfile asks for as much memory as the archive says
+            raise CheckpointError(
+                f"{self.name}: refused, its member {name} is {member.file_size} bytes large; "
+                f"what describes tensors never needs more than {limit}"
+            )
+        return archive.read(member)
+
+    def check_all(self, tensors: Mapping[str, StoredTensor]) -> None:
+        """Raises :class:`CheckpointError` as :meth:`check` does, or if the tensors are much larger than what is stored.
+
+        A stride of 0 makes a tensor of any size from one number; ``torch.expand`` does so, but not to weights.
+        """
+        for name, tensor in tensors.items():
+            self.check(name, tensor)
+        stored = sum(length for _, length in self._places.values())
+        claimed = sum(tensor.spec.nbytes for tensor in set(tensors.values()))
+        if claimed > 2 * stored + _MAX_EXPANDED:
+            raise CheckpointError(
+                f"{self.name}: refused, its tensors would be {claimed} bytes large, of which it holds {stored}"
+            )
 
     def check(self, name: str, stored: StoredTensor) -> None:
         """Raises :class:`CheckpointError` if the tensor reaches outside its storage or the storage is missing."""
@@ -266,14 +306,29 @@ class TorchZip:
         return flat.as_strided(stored.shape, stored.stride, flat.storage_offset() + stored.offset)
 
 
+def check_objects(content: Any, shown: str) -> None:
+    """Raises :class:`CheckpointError` if to go through all objects would take very long or crash."""
+    if any(depth > MAX_DEPTH for _, depth in walk(content)):
+        raise CheckpointError(f"{shown}: refused, its objects are nested more than {MAX_DEPTH} deep")
+    if unfolds(content):
+        raise CheckpointError(f"{shown}: refused, it unfolds into millions of objects")
+
+
 def map_file(path: Path) -> Tensor:
-    """The bytes of a file, mapped: they take no memory until touched, and writing to them does not reach the file."""
-    return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    """The bytes of a file, mapped: they take no memory until touched, and writing to them does not reach the file.
+
+    Raises:
+        CheckpointError: it cannot be mapped.
+    """
+    try:
+        return torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _check_directory(fd: int, offset: int, size: int, name: str) -> None:
     """Refuses an archive whose table of contents would take more memory than a checkpoint's ever does."""
-    tail = os.pread(fd, min(size, 1 << 16), offset + max(0, size - (1 << 16)))
+    tail = _pread(fd, min(size, 1 << 16), offset + max(0, size - (1 << 16)), name)
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or end + _END.size > len(tail):
         raise zipfile.BadZipFile("its table of contents is missing")

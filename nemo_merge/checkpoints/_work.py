@@ -16,11 +16,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError
+from ..errors import CheckpointError, OutputError
 from ._journal import Journal
 from ._pending import Layout, PendingFile, explained
 
@@ -120,11 +120,10 @@ class WorkFolder:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             for name, content in small_files.items():
                 target = self.path / name
-                if isinstance(content, Path):
-                    shutil.copyfile(content, target)
-                else:
-                    target.write_bytes(content)
-                with open(target, "rb") as written:
+                with open(target, "wb") as written:
+                    for chunk in _chunks(content) if isinstance(content, Path) else (content,):
+                        written.write(chunk)
+                    written.flush()
                     os.fsync(written.fileno())
             if self._journal is not None:
                 self._journal.close()
@@ -215,6 +214,16 @@ def _locked(folder: Path) -> bool:
     finally:
         os.close(lock)
     return False
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of an input; a disk that fails to read it is no failure to write."""
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(16 << 20):
+                yield chunk
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _put_in_place(new: Path, target: Path) -> None:

@@ -10,8 +10,38 @@ import yaml
 
 from ..errors import CheckpointError
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MAX_NODES = 1 << 22
+_MAX_WRITTEN = 1 << 18  # values written out in a document; a configuration has hundreds, a large vocabulary 16 thousand
+_MAX_DEPTH = 100
+_MAX_NUMBER = 400  # letters
+_MAX_MERGED = 1 << 12  # entries that "<<" copies into one mapping
+_MERGE, _SCALARS = "tag:yaml.org,2002:merge", ("int", "float", "timestamp")
+
+
+class _Loader(_BASE):
+    """Refuses what takes very long although the document is small."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        merged = 0
+        for key, value in node.value:
+            if key.tag == _MERGE:
+                for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if isinstance(part, yaml.MappingNode):
+                        self.flatten_mapping(part)
+                        merged += len(part.value)
+        if merged > _MAX_MERGED:  # merges of merges multiply
+            raise ValueError("it merges thousands of entries")
+        super().flatten_mapping(node)
+
+    def short_scalar(self, node: Any) -> Any:
+        if len(node.value) > _MAX_NUMBER:  # 1:00:00:... is a number to YAML, of any size
+            raise ValueError("a number has hundreds of digits")
+        return _BASE.yaml_constructors[node.tag](self, node)
+
+
+for _name in _SCALARS:
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", _Loader.short_scalar)
 
 
 def load(text: str, shown: str | Path) -> dict[str, Any]:
@@ -25,13 +55,25 @@ def load(text: str, shown: str | Path) -> dict[str, Any]:
         CheckpointError: not valid YAML, not a mapping, or it refers to itself or repeats parts without end.
     """
     try:
-        content = yaml.load(text, Loader=_LOADER)
+        _check_size(text)
+        content = yaml.load(text, Loader=_Loader)
         unfolded_size(content)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError, ArithmeticError, KeyError) as error:
         raise CheckpointError(f"{shown}: not valid YAML ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{shown}: not a mapping")
     return content
+
+
+def _check_size(text: str) -> None:
+    """Goes through the document without building anything: the C library crashes when it builds deep ones."""
+    depth = 0
+    for written, event in enumerate(yaml.parse(text, Loader=_BASE)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+        if written > _MAX_WRITTEN:
+            raise ValueError("it has hundreds of thousands of values")
 
 
 def dump(content: Mapping[str, Any]) -> str:

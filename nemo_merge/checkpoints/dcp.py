@@ -7,6 +7,8 @@ says; here it is read as placeholders.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import pickle
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -20,7 +22,7 @@ from ..errors import CheckpointError
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
 from ._pickle import MAX_PICKLE, Inert, SafeUnpickler
 from ._stored import WRAPPERS
-from ._torch_zip import KNOWN, StoredTensor, TorchZip, map_file
+from ._torch_zip import KNOWN, StoredTensor, TorchZip, check_objects, map_file
 from .lightning import config_of
 from .torch_file import metadata_of
 
@@ -105,6 +107,7 @@ class DcpCheckpoint(Checkpoint):
         state = content.state if isinstance(content, Inert) else None
         if not isinstance(state, Mapping) or not isinstance(state.get("state_dict_metadata"), Mapping):
             raise CheckpointError(f"{path}: not the metadata of a distributed checkpoint")
+        check_objects(content, str(path))
         return state
 
     def _storage(self, state: Mapping[str, Any]) -> dict[tuple[str, tuple[int, ...]], Mapping[str, Any]]:
@@ -112,19 +115,20 @@ class DcpCheckpoint(Checkpoint):
         found: dict[tuple[str, tuple[int, ...]], Mapping[str, Any]] = {}
         for index, info in _entries(state.get("storage_data")):
             if isinstance(index, Inert) and isinstance(info, Inert) and isinstance(index.state, Mapping):
-                offset = index.state.get("offset")
-                if isinstance(offset, (tuple, list)) and isinstance(info.state, Mapping):
-                    found[str(index.state.get("fqn")), tuple(offset)] = info.state
+                name, offset = index.state.get("fqn"), index.state.get("offset")
+                if isinstance(name, str) and isinstance(offset, (tuple, list)) and isinstance(info.state, Mapping):
+                    with contextlib.suppress(ValueError):
+                        found[name, _numbers(offset)] = info.state
         return found
 
     def _tensor(
         self, name: str, key: str, described: Any, storage: Mapping[tuple[str, tuple[int, ...]], Mapping[str, Any]]
     ) -> tuple[TensorSpec, list[Piece]]:
         try:
-            spec = TensorSpec(tuple(described["size"]), described["properties"].state[0])
+            spec = TensorSpec(_numbers(described["size"]), described["properties"].state[0])
             pieces = []
             for chunk in described["chunks"]:
-                offsets, sizes = tuple(chunk.state["offsets"]), tuple(chunk.state["sizes"])
+                offsets, sizes = _numbers(chunk.state["offsets"]), _numbers(chunk.state["sizes"])
                 info = storage[key, offsets]
                 if info.get("transform_descriptors"):
                     raise CheckpointError(f"{self.path}: tensor {name!r} is compressed; {_REMEDY}")
@@ -176,6 +180,13 @@ class DcpCheckpoint(Checkpoint):
         return metadata_of(self.format, config_of(content), None, str(path))
 
 
+def _numbers(values: Any) -> tuple[int, ...]:
+    """Sizes or offsets; anything else is not to be compared or printed, because that may take for ever."""
+    if not isinstance(values, (tuple, list)) or len(values) > 64 or any(type(value) is not int for value in values):
+        raise ValueError("sizes that are no numbers")
+    return tuple(values)
+
+
 def _entries(node: Any) -> Iterator[tuple[Any, Any]]:
     return iter(node.items()) if isinstance(node, Mapping) else iter(())
 
@@ -188,7 +199,9 @@ def _model_names(state: Mapping[str, Any], shown: str) -> dict[str, str]:
     for key, described in state["state_dict_metadata"].items():
         if isinstance(described, Inert) and described.path.endswith("TensorStorageMetadata"):
             way = ways.get(key)
-            paths[key] = tuple(map(str, way)) if isinstance(way, (tuple, list)) and way else (str(key),)
+            parts = way if isinstance(way, (tuple, list)) else ()
+            named = parts and all(isinstance(part, (str, int)) for part in parts)
+            paths[key] = tuple(map(str, parts)) if named else (str(key),)
     roots = {path[0] for path in paths.values() if len(path) > 1}
     root = next((wrapper for wrapper in WRAPPERS if wrapper in roots), None)
     if root is not None:
@@ -207,8 +220,8 @@ def _fills(shape: tuple[int, ...], pieces: list[Piece]) -> bool:
             return False
         if any(o + s > n for o, s, n in zip(piece.offsets, piece.sizes, shape, strict=True)):
             return False
-        total += torch.Size(piece.sizes).numel()
-    if total != torch.Size(shape).numel():
+        total += math.prod(piece.sizes)
+    if total != math.prod(shape):
         return False
     if all(piece.sizes[1:] == shape[1:] for piece in pieces):  # rows of the tensor, the usual way
         rows = sorted((p.offsets[0], p.offsets[0] + p.sizes[0]) for p in pieces) if shape else []

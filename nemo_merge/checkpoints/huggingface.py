@@ -24,7 +24,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "added_tokens.json",
 )  # fmt: skip
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".index.json")
-_MAX_TEXT = 64 << 20
+_MAX_TEXT = 16 << 20
 
 
 class HuggingFaceCheckpoint(Checkpoint):
@@ -128,11 +128,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         model_class = (
             architectures[0] if isinstance(architectures, list) and architectures else config.get("model_type")
         )
-        tokenizers = {
-            name: hashlib.sha256((self.path / name).read_bytes()).hexdigest()[:16]
-            for name in _TOKENIZER_FILES
-            if (self.path / name).is_file()
-        }
+        tokenizers = {name: _digest(self.path / name) for name in _TOKENIZER_FILES if (self.path / name).is_file()}
         record = self.path / RECORD
         provenance = load(self._text(record), record) if record.is_file() else None
         return Metadata("huggingface", model_class, config, tokenizers, provenance)
@@ -155,6 +151,11 @@ class HuggingFaceCheckpoint(Checkpoint):
             raise CheckpointError(f"{path}: not a text file ({error})") from error
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 class HuggingFaceWriter(Writer):

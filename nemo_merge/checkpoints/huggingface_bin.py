@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ._checkpoint import TensorSpec
 from ._stored import plain_state_dict, ties_of
 from ._torch_zip import StoredTensor, TorchZip
@@ -44,10 +45,11 @@ class HuggingFaceBinCheckpoint(HuggingFaceCheckpoint):
 
     def _open(self, shard: str) -> dict[str, TensorSpec]:
         path = self.path / shard
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing, although {self.index} lists it; fetch it again")
         self._zips[shard] = TorchZip(path)
         stored = plain_state_dict(self._zips[shard].content, str(path))
-        for name, tensor in stored.items():
-            self._zips[shard].check(name, tensor)
+        self._zips[shard].check_all(stored)
         self._stored.update(stored)
         self._found_ties.update(ties_of(stored))
         return {name: tensor.spec for name, tensor in stored.items()}

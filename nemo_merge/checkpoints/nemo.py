@@ -7,6 +7,7 @@ import copy
 import gzip
 import hashlib
 import io
+import os
 import tarfile
 import tempfile
 import zlib
@@ -35,6 +36,8 @@ _MAX_MEMBERS = 10_000
 _MAX_RATIO = 100  # weights hardly compress; the zeros of a fresh model do, but few of its tensors are zeros
 _ALWAYS_ALLOWED = 64 << 20
 _BLOCK = tarfile.BLOCKSIZE
+_TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, ArithmeticError, LookupError, RecursionError)
+"""What tarfile raises for damaged headers: its own errors, and those of the numbers that do not fit."""
 
 
 class NemoCheckpoint(StoredCheckpoint):
@@ -235,6 +238,12 @@ class _Bounded(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= _MAX_ARTEFACT:
             raise tarfile.ReadError("a header asks for too much")
+        try:
+            return self._read(min(size, max(0, os.fstat(self.fileno()).st_size - self.tell())))
+        except OSError as error:
+            raise CheckpointError(f"{self.name}: cannot be read ({error.strerror or error})") from error
+
+    def _read(self, size: int) -> bytes:
         return super().read(size) or b""
 
 
@@ -244,10 +253,10 @@ def _open_tar(path: Path, shown: Path) -> Iterator[tarfile.TarFile]:
         try:
             file = stack.enter_context(_Bounded(path))
             tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
-        except (tarfile.TarError, EOFError) as error:
-            raise CheckpointError(f"{shown}: not a .nemo file, or cut short ({error}); fetch it again") from error
         except OSError as error:
             raise CheckpointError(f"{shown}: cannot be read ({error.strerror or error})") from error
+        except _TAR_ERRORS as error:
+            raise CheckpointError(f"{shown}: not a .nemo file, or cut short ({error}); fetch it again") from error
         yield tar
 
 
@@ -258,12 +267,12 @@ def _members(tar: tarfile.TarFile, shown: Path) -> list[tarfile.TarInfo]:
             members.append(member)
             if len(members) > _MAX_MEMBERS:
                 raise CheckpointError(f"{shown}: refused, it holds more than {_MAX_MEMBERS} members")
-    except (tarfile.TarError, EOFError) as error:
+    except _TAR_ERRORS as error:
         raise CheckpointError(f"{shown}: cut short ({error}); fetch it again") from error
     for member in members:
         path = PurePosixPath(member.name)
         plain = (member.isfile() and not member.issparse()) or member.isdir()
-        if path.is_absolute() or ".." in path.parts or not plain:
+        if path.is_absolute() or ".." in path.parts or not plain or member.size < 0:
             raise CheckpointError(
                 f"{shown}: refused, its member {member.name!r} is not a plain file inside the archive"
             )
@@ -279,8 +288,11 @@ def _one(members: list[tarfile.TarInfo], name: str, shown: Path) -> tarfile.TarI
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, shown: Path, limit: int) -> bytes:
-    source = tar.extractfile(member)
-    data = source.read(min(member.size, limit) + 1) if source else b""
+    try:
+        source = tar.extractfile(member)
+        data = source.read(min(member.size, limit) + 1) if source else b""
+    except _TAR_ERRORS as error:
+        raise CheckpointError(f"{shown}: its member {member.name!r} is damaged ({error}); fetch it again") from error
     if len(data) != member.size:
         raise CheckpointError(f"{shown}: its member {member.name!r} is damaged or too large")
     return data

@@ -79,6 +79,7 @@ class NemoAdapterCheckpoint(Checkpoint):
         for key, layers in content.items():
             if key != _CONFIG:
                 self._add(str(key), layers)
+        self._zip.check_all(self._stored)
         self.specs = {name: stored.spec for name, stored in self._stored.items()}
         self.ties = {}
         self.metadata = Metadata("nemo adapter", f"adapter {', '.join(self.adapters)}", {"adapters": dict(config)})
@@ -100,7 +101,6 @@ class NemoAdapterCheckpoint(Checkpoint):
                     continue  # NeMo also puts adapters here whose name contains this one's
                 if not isinstance(stored, StoredTensor):
                     raise CheckpointError(f"{self.path}: {own!r} of adapter {key!r} is no tensor")
-                self._zip.check(str(own), stored)
                 self._stored[f"encoder.layers.{index}.adapter_layer.{own}"] = stored
 
     def __getitem__(self, name: str) -> Tensor:

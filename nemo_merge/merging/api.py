@@ -26,7 +26,7 @@ from .card import model_card
 from .distributed import ShardWriter, gather, share_of
 from .emr import EmrPackage, package_path
 from .engine import ROUNDING_WARNING, Execution, execute, execute_variants
-from .inputs import Source, open_inputs
+from .inputs import Source, check_unchanged, fingerprints, open_inputs
 from .plan import BatchNorm, MergePlan, PlanOptions, Rules, Then, plan_merge, plan_variants
 from .progress import Progress, bar
 from .provenance import hashing, record
@@ -180,6 +180,7 @@ def merge_variants(
                     [] if options.as_adapter else inputs[-1:] if base_checkpoint is not None else inputs[:1]
                 ):
                     container_for(template, expert_checkpoints, target)  # raises where the format cannot be written
+            before = fingerprints(inputs)
         digests = stack.enter_context(hashing(inputs, ranks, anew=options.hash_anew))
         with ranks.together():
             plans = plan_variants(base_checkpoint, expert_checkpoints, list(variants.values()), options, ranks)
@@ -200,6 +201,8 @@ def merge_variants(
             tuple([*plan.warnings, *_rounding_warnings(execution)])
             for plan, execution in zip(plans, executions, strict=True)
         ]
+        with ranks.together():
+            check_unchanged(inputs, before)
         for target, writer, known, plan, some in zip(variants, writers, records, plans, warnings, strict=False):
             writer.commit({RECORD: dump(known), CARD: model_card(target, known, plan, some)})
         for package in packages:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoints import Checkpoint, Metadata, TensorSpec, Writer, open_checkpoint
-from ..errors import ConfigError, did_you_mean
+from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..vocabulary import Vocabulary
 from .adapters import bind_adapters
 
@@ -58,6 +58,33 @@ def open_source(source: Source, stack: ExitStack) -> Checkpoint:
     if not isinstance(options.get("path"), (str, os.PathLike)):
         raise ConfigError(f"input {source!r}: path is missing")
     return stack.enter_context(open_checkpoint(**options))
+
+
+def fingerprints(inputs: Sequence[Checkpoint]) -> dict[Path, tuple[int, int, int]]:
+    """Size, time of the last change and number of every file, by which a change is noticed.
+
+    Raises:
+        CheckpointError: a file is not there any more.
+    """
+    found = {}
+    for path in {path for checkpoint in inputs for path in checkpoint.files}:
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+        found[path] = (state.st_size, state.st_mtime_ns, state.st_ino)
+    return found
+
+
+def check_unchanged(inputs: Sequence[Checkpoint], before: Mapping[Path, tuple[int, int, int]]) -> None:
+    """Refuses inputs that another program wrote to while they were read: what was read may be half old, half new.
+
+    Raises:
+        CheckpointError: a file is not what :func:`fingerprints` noted.
+    """
+    for path, state in sorted(fingerprints(inputs).items()):
+        if state != before.get(path):
+            raise CheckpointError(f"{path}: changed while it was read; nothing was written, run again")
 
 
 def renamed(checkpoint: Checkpoint, template: Checkpoint) -> Checkpoint:

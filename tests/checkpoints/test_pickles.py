@@ -175,7 +175,7 @@ def test_instructions_and_sizes_are_limited(tmp_path, monkeypatch):
     path = tmp_path / "large.pt"
     path.write_bytes(archive(b"}" + b"X\x00\x00\x20\x00" + bytes(2 << 20) + b"Ns.", method=zipfile.ZIP_DEFLATED))
     assert path.stat().st_size < 10_000  # it would unpack into more than is allowed
-    with pytest.raises(CheckpointError, match=r"large\.pt: refused, its pickle is 2 MiB large"):
+    with pytest.raises(CheckpointError, match=r"large\.pt: refused, its member archive/data\.pkl is 2097161 bytes"):
         open_checkpoint(path)
 
 
@@ -194,7 +194,7 @@ def test_shared_parts_do_not_unfold(tmp_path):
         part = [part] * 10
     torch.save({**lightning_content(state_dict()), "hyper_parameters": {"cfg": part}}, tmp_path / "m.ckpt")
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match=r"m\.ckpt: its configuration is damaged \(it unfolds"):
+    with pytest.raises(CheckpointError, match=r"m\.ckpt: refused, it unfolds into millions"):
         open_checkpoint(tmp_path / "m.ckpt")
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -25,11 +26,22 @@ from tests.fixtures.models import same, write_huggingface, write_nemo
 
 @pytest.fixture
 def large_family(tmp_path):
-    """Models of 8 MB, whose merge takes long enough to be interrupted."""
+    """Models of 8 MB."""
+    return layers(tmp_path, 256)
+
+
+@pytest.fixture
+def small_family(tmp_path):
+    """Models of a megabyte, whose merge takes some tenths of a second in as many steps as that of a large one."""
+    return layers(tmp_path, 96)
+
+
+def layers(tmp_path: Path, width: int):
+    """A folder for inputs, a base and two experts of 32 square tensors."""
     generator = torch.Generator().manual_seed(0)
-    base = {f"layers.{index}.weight": torch.randn(256, 256, generator=generator) for index in range(32)}
+    base = {f"layers.{index}.weight": torch.randn(width, width, generator=generator) for index in range(32)}
     experts = [
-        {name: tensor + 0.1 * torch.randn(256, 256, generator=generator) for name, tensor in base.items()}
+        {name: tensor + 0.1 * torch.randn(width, width, generator=generator) for name, tensor in base.items()}
         for _ in range(2)
     ]
     folder = tmp_path / "inputs"
@@ -97,19 +109,83 @@ def test_a_read_only_folder(nemo_family, tmp_path):
         merge(base, experts, "soup", output=closed / "m.nemo")
 
 
+SERVER = """
+import json, os, sys
+from nemo_merge import cli
+from nemo_merge.cli import merge, settings
+from nemo_merge.merging import merge
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.argv[1:] = json.loads(line)
+        try:
+            cli.main()
+        except SystemExit as left:
+            os._exit(left.code or 0)
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+"""Starts each merge as a process of its own that has imported everything already, which saves its first second."""
+
+
+class Server:
+    """Runs commands, and sends each a signal after a while."""
+
+    def __init__(self, errors: Path) -> None:
+        self._errors = open(errors, "w")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def run(self, arguments: list[str], sent: signal.Signals | None = None, after: float = 0.0) -> tuple[int, float]:
+        """Exit code of a command that gets the signal ``after`` so many seconds, and the seconds that it took."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        pid = int(self._process.stdout.readline())
+        started = time.monotonic()
+        if sent is not None:
+            time.sleep(after)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sent)
+        code = int(self._process.stdout.readline())
+        return code, time.monotonic() - started
+
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(60)
+        self._errors.close()
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = Server(tmp_path / "errors")
+    yield server
+    server.close()
+    assert "Traceback" not in (tmp_path / "errors").read_text()
+
+
 @pytest.mark.parametrize(
     ("kind", "sent", "times"),
     [
-        ("nemo", signal.SIGKILL, 4),
-        ("nemo", signal.SIGTERM, 2),
-        ("huggingface", signal.SIGKILL, 3),
-        ("huggingface", signal.SIGINT, 2),
+        ("nemo", signal.SIGKILL, 8),
+        ("nemo", signal.SIGTERM, 4),
+        ("huggingface", signal.SIGKILL, 8),
+        ("huggingface", signal.SIGINT, 4),
         pytest.param("nemo", signal.SIGKILL, 100, marks=pytest.mark.slow),
         pytest.param("huggingface", signal.SIGKILL, 100, marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_merge_leaves_the_old_output_or_the_new_one(large_family, tmp_path, kind, sent, times):
-    folder, base, experts = large_family
+def test_a_killed_merge_leaves_the_old_output_or_the_new_one(small_family, tmp_path, server, kind, sent, times):
+    folder, base, experts = small_family
     write = write_nemo if kind == "nemo" else write_huggingface
     paths = [write(folder / f"{index}.{kind}", model) for index, model in enumerate((base, *experts))]
     output = tmp_path / "out"
@@ -117,26 +193,23 @@ def test_a_killed_merge_leaves_the_old_output_or_the_new_one(large_family, tmp_p
     merge(paths[0], paths[1:], "soup", output=output / "merged")
     documents = {path.name for path in output.iterdir()}
     old, new = merge_state_dicts(base, experts, "soup"), merge_state_dicts(base, experts, "tsvm")
-    random.seed(0)
-    interrupted = 0
+    arguments = command(paths[0], paths[1:], output / "merged", "overwrite=true", "workers=1")[3:]
+    code, seconds = server.run(
+        [word if word != f"output={output / 'merged'}" else f"output={tmp_path / 'x'}" for word in arguments]
+    )
+    assert code == 0
+    chance = random.Random(0)
+    interrupted = computing = 0
     for _ in range(times):
-        process = subprocess.Popen(
-            command(paths[0], paths[1:], output / "merged", "overwrite=true", "workers=1"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        time.sleep(random.uniform(1.0, 2.5))  # somewhere between start-up and the end
-        process.send_signal(sent)
-        _, message = process.communicate(timeout=60)
-        assert "Traceback" not in message
-        interrupted += process.returncode != 0
+        code, _ = server.run(arguments, sent, chance.uniform(0, 1.3 * seconds))  # from the first moment to the last
+        interrupted += code != 0
+        left = {path.name for path in output.iterdir()} - documents
+        assert all(re.fullmatch(r"\.merged\.(.*\.)?[0-9a-z_]+\.partial", name) for name in left)
+        computing += code != 0 and bool(left)  # it had begun to write
         with open_checkpoint(output / "merged") as checkpoint:
             found = dict(checkpoint)
             assert same(found, old) or same(found, new)
-        left = {path.name for path in output.iterdir()} - documents
-        assert all(re.fullmatch(r"\.merged\.(.*\.)?[0-9a-z_]+\.partial", name) for name in left)
-        if same(found, new):  # the next one starts from the old output again
+        if same(found, new) or computing % 2:  # the next one starts from the old output again
             merge(paths[0], paths[1:], "soup", output=output / "merged", overwrite=True)
     merge(paths[0], paths[1:], "tsvm", output=output / "merged", overwrite=True)
     with open_checkpoint(output / "merged") as checkpoint:
@@ -144,8 +217,30 @@ def test_a_killed_merge_leaves_the_old_output_or_the_new_one(large_family, tmp_p
     assert {path.name for path in output.iterdir()} - documents <= {
         name for name in left if not re.fullmatch(r"\.merged\.[0-9a-f]{16}\.partial", name)
     }
-    if not interrupted:
-        pytest.skip("this machine finished every merge before it was killed")
+    print(f"{seconds:.2f} s; of {times} merges {interrupted} were stopped, {computing} of them while they computed")
+    assert interrupted >= times // 4
+    if sent == signal.SIGKILL:
+        assert computing >= times // 10
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_command_that_is_killed_while_it_starts(large_family, tmp_path, sent):
+    folder, base, experts = large_family
+    paths = [write_nemo(folder / f"{index}.nemo", model) for index, model in enumerate((base, *experts))]
+    output = tmp_path / "out"
+    output.mkdir()
+    for after in (0.5, 1.5):
+        process = subprocess.Popen(
+            command(paths[0], paths[1:], output / "merged", "workers=1"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        time.sleep(after)
+        process.send_signal(sent)
+        _, message = process.communicate(timeout=60)
+        assert process.returncode
+        assert b"Traceback" not in message
+        assert not (output / "merged").exists()
 
 
 @pytest.mark.parametrize("kind", ["nemo", "huggingface"])
