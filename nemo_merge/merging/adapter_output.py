@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -58,8 +58,9 @@ def write_adapters(
     records: Sequence[dict[str, Any]],
     as_adapter: bool | int,
     options: Options,
+    check: Callable[[], None],
 ) -> list[list[str]]:
-    """Writes one adapter per plan; none appears before all are computed. The warnings of each."""
+    """Writes one adapter per plan; none appears before all are computed and ``check`` passed. The warnings of each."""
     rank = None if as_adapter is True else int(as_adapter)
     with ExitStack() as stack:
         adapters = [
@@ -68,6 +69,7 @@ def write_adapters(
             )
             for output, plan, known in zip(outputs, plans, records, strict=True)
         ]
+        check()
         warnings = [[*plan.warnings, *adapter.warnings] for plan, adapter in zip(plans, adapters, strict=True)]
         for output, plan, known, adapter, some in zip(outputs, plans, records, adapters, warnings, strict=True):
             adapter.commit({CARD: model_card(output, known, plan, some)})

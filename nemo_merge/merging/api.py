@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,8 @@ def merge_variants(
             plans = plan_variants(base_checkpoint, expert_checkpoints, list(variants.values()), options, ranks)
         records = [options.as_recorded(record(plan, digests(), options.as_adapter)) for plan in plans]
         if options.as_adapter:
-            lost = write_adapters(list(variants), plans, records, options.as_adapter, options)
+            unchanged = partial(check_unchanged, inputs, before)
+            lost = write_adapters(list(variants), plans, records, options.as_adapter, options, unchanged)
             return _reports(variants, plans, records, lost, ranks.first, started)
         again = stack.enter_context(Recalibration(plans, list(variants), records)) if plans[0].audio else None
         writers, executions = _write(again.merged if again else list(variants), plans, records, options, stack)

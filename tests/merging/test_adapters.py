@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from nemo_merge import merge, open_checkpoint, plan_merge, sweep
 from nemo_merge.checkpoints import AdapterCheckpoint
 from nemo_merge.cli import cli
-from nemo_merge.errors import ConfigError, PlanError
+from nemo_merge.errors import CheckpointError, ConfigError, PlanError
+from nemo_merge.merging import api
 from nemo_merge.methods import get
 from tests.fixtures.adapters import Model, lora_folder, randomise
 
@@ -319,3 +320,11 @@ def test_plan_of_adapters(base, adapters):
         plan = plan_merge(checkpoint, bound, get("tsvm"))
         merged = {row.name for row in plan.rows if row.treatment != "copy"}
     assert merged == {f"{name}.weight" for name in SHAPES}
+
+
+def test_inputs_that_change_are_noticed_before_the_adapter_appears(tmp_path, base, adapters, monkeypatch):
+    monkeypatch.setattr(api, "fingerprints", lambda inputs: {})
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        merge(base, adapters, "soup", output=tmp_path / "lora", as_adapter=True)
+    assert sorted(tmp_path.iterdir()) == before
