@@ -145,14 +145,14 @@ def grown(path: Path) -> None:
 def test_an_input_that_changes_is_noticed_before_the_output_appears(paths, tmp_path, monkeypatch, change, which):
     out = tmp_path / "out"
     out.mkdir()
-    real, pending = Soup.combine, [change]
+    real, pending = Soup.combine_block, [change]
 
-    def combine(self, *args):
+    def combine_block(self, *args):
         while pending:
             pending.pop()(weights_of(paths[which]))
         return real(self, *args)
 
-    monkeypatch.setattr(Soup, "combine", combine)
+    monkeypatch.setattr(Soup, "combine_block", combine_block)
     message = "cannot be read" if change is Path.unlink else "changed while it was read; nothing was written, run again"
     with pytest.raises(CheckpointError, match=rf"input{which}.*{message}"):
         merge(paths[0], paths[1:], "soup", output=out / "merged")
