@@ -8,7 +8,7 @@ import click
 @click.command("analyze", context_settings={"ignore_unknown_options": True}, no_args_is_help=True)
 @click.argument("arguments", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE]...")
 def command(arguments: tuple[str, ...]) -> None:
-    r"""Measure how experts differ from their base and from each other.
+    """Measure how experts differ from their base and from each other.
 
     Norms of the task vectors, angles, spectra, sign conflicts and the interference of singular subspaces, by tensor,
     module and depth, with findings in plain language:

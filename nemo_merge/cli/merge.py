@@ -8,19 +8,19 @@ import click
 @click.command("merge", context_settings={"ignore_unknown_options": True}, no_args_is_help=True)
 @click.argument("arguments", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE]...")
 def command(arguments: tuple[str, ...]) -> None:
-    r"""Merge expert checkpoints into one.
+    """Merge expert checkpoints into one.
 
     Settings come from a YAML file, from KEY=VALUE overrides in Hydra's grammar, or both:
 
     \b
-      nemo-merge merge method=boosted_tsvm method.beta=0.3 \
+      nemo-merge merge method=boosted_tsvm method.beta=0.3 \\
           base=base.nemo 'experts=[a.nemo,b.nemo]' output=merged.nemo
       nemo-merge merge configs/merge/ties.yaml method.density=0.5 output=ties.nemo
       torchrun --nproc-per-node 4 -m nemo_merge merge ...    # shares the tensors among processes, on one or many nodes
 
     \b
     base=PATH         the model that the experts were fine-tuned from
-    experts=[A,B]     the experts: .nemo files, Hugging Face folders or PEFT adapters of the base
+    experts=[A,B]     the experts: checkpoints of any format, adapters of the base, or {path: A, ema: true}
     output=PATH       the merged checkpoint; it appears whole or not at all
     method=NAME       merging method (nemo-merge methods)   [boosted_tsvm]
     method.KEY=VALUE  its parameters (nemo-merge methods NAME); all have scale and weights

@@ -14,15 +14,15 @@ _ERROR = "error.txt"
 @click.command("multirun", context_settings={"ignore_unknown_options": True}, no_args_is_help=True)
 @click.argument("arguments", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE[,VALUE]...]...")
 def command(arguments: tuple[str, ...]) -> None:
-    r"""Merge for every combination of values, as jobs of Hydra.
+    """Merge for every combination of values, as jobs of Hydra.
 
     Takes the settings of 'nemo-merge merge'; every one of them may have several values, the method and the experts
     too. What is written 'hydra...' goes to Hydra, such as its launcher:
 
     \b
-      nemo-merge multirun method=ties,tsvm method.scale=0.8,1.0 base=base.nemo \
+      nemo-merge multirun method=ties,tsvm method.scale=0.8,1.0 base=base.nemo \\
           'experts=[a.nemo,b.nemo],[a.nemo,c.nemo]' hydra/launcher=joblib
-      nemo-merge multirun CONFIG.yaml method.scale=0.8,1.0 hydra/launcher=submitit_slurm \
+      nemo-merge multirun CONFIG.yaml method.scale=0.8,1.0 hydra/launcher=submitit_slurm \\
           hydra.launcher.partition=cpu
 
     Job N leaves its model as merged (.nemo) in multirun/DATE/TIME/N, or where output=PATH says; put

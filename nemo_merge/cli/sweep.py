@@ -10,12 +10,12 @@ import click
 @click.command("sweep", context_settings={"ignore_unknown_options": True}, no_args_is_help=True)
 @click.argument("arguments", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE]...")
 def command(arguments: tuple[str, ...]) -> None:
-    r"""Merge once for every combination of values of the method's parameters.
+    """Merge once for every combination of values of the method's parameters.
 
     Takes the settings of 'nemo-merge merge'; parameters with several values make the grid, and output is a folder:
 
     \b
-      nemo-merge sweep method=boosted_tsvm method.beta=0.1,0.3 method.scale=0.8,1.0 \
+      nemo-merge sweep method=boosted_tsvm method.beta=0.1,0.3 method.scale=0.8,1.0 \\
           base=base.nemo 'experts=[a.nemo,b.nemo]' output=sweep
 
     In a YAML file the grid is a mapping, grid: {beta: [0.1, 0.3]}. What the values share, such as the singular value

@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from nemo_merge import merge_state_dicts, methods, open_checkpoint
-from nemo_merge.cli import cli, main
+from nemo_merge.cli import _VERBS, cli, main
 from tests.fixtures.models import family, same, write_huggingface, write_nemo
 
 ROOT = Path(__file__).parents[2]
@@ -233,3 +233,12 @@ def test_every_method_has_a_card(name, capsys, monkeypatch):
     assert code == 0
     assert out.startswith(name)
     assert "source: " in out
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_help_keeps_its_lines(verb):
+    text = CliRunner().invoke(cli, [verb, "--help"], terminal_width=80).output
+    assert "\\b" not in text  # click's mark for what it is not to wrap
+    assert "\b" not in text
+    if verb in ("merge", "analyze"):
+        assert any(line.startswith("  base=PATH  ") for line in text.splitlines())
