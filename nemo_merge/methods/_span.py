@@ -20,6 +20,8 @@ Space = Literal["weights", "task_vectors"]
 _OPPOSITE = 1e-3
 """Vectors whose angle is nearer to pi than this, in radians, count as opposite."""
 
+_FEW = 8
+
 _DIRECTION = 1e-7
 """Length below which a sum of unit vectors is rounding: inner products in float64 give it to 1e-8."""
 
@@ -106,7 +108,9 @@ def _vectors(block: Block) -> Float[Tensor, "vectors *shape"]:
 
 
 def _products(vectors: Float[Tensor, "vectors numbers"]) -> Float[Tensor, "vectors vectors"]:
-    """Inner products, one pair at a time: products of matrices of so few rows are no faster."""
+    """Inner products; of few vectors one pair at a time, which is faster than a product of matrices of so few rows."""
+    if len(vectors) > _FEW:
+        return vectors @ vectors.mT
     products = vectors.new_empty(len(vectors), len(vectors))
     for one, vector in enumerate(vectors):
         for other in range(one + 1):
