@@ -7,7 +7,7 @@ import torch
 
 from nemo_merge import merge, open_checkpoint
 from nemo_merge.checkpoints import NemoAdapterCheckpoint
-from nemo_merge.errors import CheckpointError, PlanError
+from nemo_merge.errors import PlanError
 from tests.fixtures import models
 
 pytestmark = [pytest.mark.nemo, pytest.mark.slow]
@@ -140,7 +140,7 @@ def test_adapters_that_do_not_fit_are_refused(files, tmp_path):
     other = models.write_nemo(tmp_path / "other.nemo", models.state_dict())
     with pytest.raises(PlanError, match=r"adapts 2 layers, but .* has 1"):
         merge(other, [files / "0.pt"], "soup", output=tmp_path / "out.nemo")
-    torch.save({"x": torch.ones(1)}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="no file of NeMo's save_adapters"):
-        open_checkpoint(tmp_path / "x.pt")
+    torch.save({"x": torch.ones(1)}, tmp_path / "x.pt")  # a model of its own, not an adapter
+    with pytest.raises(PlanError, match=r"x.pt: tensors .* are missing"):
+        merge(files / "base.nemo", [tmp_path / "x.pt"], "soup", output=tmp_path / "out.nemo")
     assert not (tmp_path / "out.nemo").exists()
