@@ -9,8 +9,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 MEMORY_LIMIT = 14 << 30
@@ -29,7 +30,12 @@ class CommandError(Exception):
     """A command failed; the message is the end of what it said."""
 
 
-def measure(command: Sequence[str], warm: Sequence[Path] = (), limit: int = MEMORY_LIMIT) -> Run:
+def measure(
+    command: Sequence[str],
+    warm: Sequence[Path] = (),
+    limit: int = MEMORY_LIMIT,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Run:
     """Runs a command, with one thread per library.
 
     Anonymous memory is what a process really needs; mapped files are page cache, which the system takes back at will.
@@ -38,6 +44,7 @@ def measure(command: Sequence[str], warm: Sequence[Path] = (), limit: int = MEMO
         command: what to run.
         warm: files to read first, so that all runs find them in the page cache.
         limit: anonymous memory in bytes at which the command is killed.
+        variables: further environment variables.
 
     Raises:
         CommandError: the exit status is not 0.
@@ -48,6 +55,7 @@ def measure(command: Sequence[str], warm: Sequence[Path] = (), limit: int = MEMO
             while file.readinto(buffer):
                 pass
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment.update(variables)
     with tempfile.TemporaryFile() as said:
         started = time.monotonic()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment)

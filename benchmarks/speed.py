@@ -7,7 +7,8 @@
 
 ``compare`` merges a base and four experts of Whisper small's shape (float32, 967 MB each), our method and the peer's by
 turns, and prints the least CPU seconds of each side with the spread of the repeats, the ratio and the peak of anonymous
-memory; the rows above the methods are start-up (479 tensors with nothing in them) and a bare pass (``bare_pass.py``).
+memory. Ours runs twice: first with files that it has never seen, then again, when their SHA-256 is remembered. The rows
+above the methods are start-up (479 tensors with nothing in them) and a bare pass (``bare_pass.py``).
 ``experts`` and ``sizes`` show how the cost of a merge grows with the number of experts (the four files are used again)
 and with the model, for two experts. ``accuracy`` compares spectral methods with the SVD in float64.
 
@@ -32,7 +33,10 @@ from peers import DEFAULT_CACHE, PEERS, InstallError, environment
 from speed_cases import CASES, Case, mend_mergekit, our_command, peer_command
 from whisper_inputs import SIZES, make
 
-HEADER = "| merge | peer | peer CPU s | our CPU s | peer / ours | peer MB | our MB |\n|---|---|---|---|---|---|---|"
+HEADER = (
+    "| merge | peer | peer CPU s | ours, first time | ours, again | peer / ours, first | again | peer MB | our MB |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
 
 
 class Side:
@@ -42,12 +46,13 @@ class Side:
         self.runs: list[Run] = []
         self.failure = ""
 
-    def run(self, command: list[str], warm: Sequence[Path], clear: Path) -> None:
+    def run(self, command: list[str], warm: Sequence[Path], clear: Path, cache: Path | None = None) -> None:
         """Runs the command and removes what it wrote; a failure is kept and shown instead of figures."""
         if self.failure:
             return
         try:
-            self.runs.append(measure(command, warm))
+            variables = {"XDG_CACHE_HOME": str(cache)} if cache else {}
+            self.runs.append(measure(command, warm, variables=variables))
         except CommandError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             self.failure = lines[-1] if lines else "failed"
@@ -88,7 +93,7 @@ def compare(arguments: argparse.Namespace) -> None:
             side.run(
                 [sys.executable, script, *options, str(output), *map(str, _weights(models))], _weights(models), output
             )
-        print(f"| {label} | | | {side.seconds} | | | {side.memory} |", flush=True)
+        print(f"| {label} | | | {side.seconds} | | | | | {side.memory} |", flush=True)
     for name, case in chosen.items():
         _row(name, case, models, pythons, arguments)
 
@@ -96,17 +101,21 @@ def compare(arguments: argparse.Namespace) -> None:
 def _row(
     name: str, case: Case, models: Sequence[Path], pythons: dict[str, Path], arguments: argparse.Namespace
 ) -> None:
-    ours, theirs, warm = Side(), Side(), _weights(models)
-    output = arguments.folder / "merged"
+    first, again, theirs, warm = Side(), Side(), Side(), _weights(models)
+    output, cache = arguments.folder / "merged", arguments.folder / "cache"
+    ours = our_command(case, models, output, arguments.workers)
     for _ in range(arguments.repeats):
         if case.peer in pythons:
             theirs.run(peer_command(case, models, output, pythons[case.peer]), warm, output)
-        ours.run(our_command(case, models, output, arguments.workers), warm, output)
-    ratio = f"{theirs.cpu / ours.cpu:.1f}" if theirs.runs and ours.runs else "-"
+        shutil.rmtree(cache, ignore_errors=True)  # where the SHA-256 of files is remembered
+        for side in (first, again):
+            side.run(ours, warm, output, cache)
+    ratios = [f"{theirs.cpu / side.cpu:.1f}" if theirs.runs and side.runs else "-" for side in (first, again)]
     peer = f"{case.peer} {case.call}" if case.peer else "-"
     label = f"{name} ({case.label})" if name != case.label else name
     print(
-        f"| {label} | {peer} | {theirs.seconds} | {ours.seconds} | {ratio} | {theirs.memory} | {ours.memory} |",
+        f"| {label} | {peer} | {theirs.seconds} | {first.seconds} | {again.seconds} | {' | '.join(ratios)} | "
+        f"{theirs.memory} | {first.memory} |",
         flush=True,
     )
 
