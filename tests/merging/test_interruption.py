@@ -110,7 +110,7 @@ def test_a_read_only_folder(nemo_family, tmp_path):
 
 
 SERVER = """
-import json, os, sys
+import json, os, signal, sys
 from nemo_merge import cli
 from nemo_merge.cli import merge, settings
 from nemo_merge.merging import merge
@@ -119,6 +119,7 @@ for line in sys.stdin:
     if not pid:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.argv[1:] = json.loads(line)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background
         try:
             cli.main()
         except SystemExit as left:
