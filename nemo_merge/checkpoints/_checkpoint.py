@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OutputError
 from ..low_rank import LowRank
 from ..vocabulary import Vocabulary
 from ._digests import sha256_of
@@ -125,7 +125,6 @@ class Checkpoint(Mapping[str, Tensor], ABC):
         """
         return {path.name: sha256_of(path, stop, anew=anew) for path in self.files}
 
-    @abstractmethod
     def writer(
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
     ) -> Writer:
@@ -139,9 +138,13 @@ class Checkpoint(Mapping[str, Tensor], ABC):
             overwrite: allow an output that exists to be replaced.
 
         Raises:
-            OutputError: the output exists and ``overwrite`` is off, its folder cannot be written to, or another process
-                is writing it.
+            OutputError: this format is only read, the output exists and ``overwrite`` is off, its folder cannot be written
+                to, or another process is writing it.
         """
+        raise OutputError(
+            f"{output}: {self.path} is a checkpoint that can be read but not written ({self.format}); "
+            "choose an output that ends in .safetensors or .pt"
+        )
 
     def vocabulary(self) -> Vocabulary | None:
         """The token of every row of the output layer; None when the checkpoint does not tell.

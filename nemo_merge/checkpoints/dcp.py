@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
+from ._checkpoint import Checkpoint, Metadata, TensorSpec
 from ._pickle import MAX_PICKLE, Inert, SafeUnpickler
 from ._stored import WRAPPERS
 from ._torch_zip import KNOWN, StoredTensor, TorchZip, check_objects, map_file
@@ -82,11 +82,6 @@ class DcpCheckpoint(Checkpoint):
 
     def close(self) -> None:
         self._maps.clear()
-
-    def writer(
-        self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
-    ) -> Writer:
-        raise NotImplementedError("distributed checkpoints are read only")
 
     def _data_files(self) -> set[str]:
         return {piece.file for pieces in self._pieces.values() for piece in pieces}

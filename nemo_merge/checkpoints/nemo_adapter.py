@@ -110,11 +110,6 @@ class NemoAdapterCheckpoint(Checkpoint):
     def details(self) -> Mapping[str, Any]:
         return {"adapter": {name: config.get("_target_") for name, config in self.adapters.items()}}
 
-    def writer(
-        self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
-    ) -> Writer:
-        raise NotImplementedError("an adapter is never what a merge starts from")
-
 
 class OverlaidCheckpoint(Checkpoint):
     """A checkpoint with some tensors replaced or added: an expert with adapter modules.

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoints import Checkpoint, Metadata, TensorSpec, Writer, open_checkpoint
+from ..checkpoints import Checkpoint, Metadata, TensorSpec, open_checkpoint
 from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..vocabulary import Vocabulary
 from .adapters import bind_adapters
@@ -161,11 +161,6 @@ class RenamedCheckpoint(Checkpoint):
     @property
     def details(self) -> Mapping[str, Any]:
         return self.inner.details
-
-    def writer(
-        self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
-    ) -> Writer:
-        raise NotImplementedError("the template of a merge keeps its names")
 
     def vocabulary(self) -> Vocabulary | None:
         return self.inner.vocabulary()
