@@ -138,8 +138,8 @@ class Checkpoint(Mapping[str, Tensor], ABC):
             overwrite: allow an output that exists to be replaced.
 
         Raises:
-            OutputError: this format is only read, the output exists and ``overwrite`` is off, its folder cannot be written
-                to, or another process is writing it.
+            OutputError: this format is only read, the output exists and ``overwrite`` is off, its folder cannot be
+                written to, or another process is writing it.
         """
         raise OutputError(
             f"{output}: {self.path} is a checkpoint that can be read but not written ({self.format}); "
