@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -216,6 +217,7 @@ def _suggest(key: str, known: Sequence[str], method: Method) -> str:
     from ..methods import parameters
 
     own = [item.name for item in parameters(type(method))]
-    if key in own:
-        return f"; did you mean 'method.{key}'?"
+    close = get_close_matches(key, [*own, *known], n=1, cutoff=0.6)
+    if close and close[0] in own:
+        return f"; did you mean 'method.{close[0]}'?"
     return did_you_mean(key, known)

@@ -72,6 +72,7 @@ def test_a_yaml_file_and_overrides_after_it(inputs, tmp_path, capsys, monkeypatc
         (["methd=ties"], "there is no setting 'methd'; did you mean 'method'?"),
         (["method=tie"], "there is no merging method 'tie'; did you mean 'ties'?"),
         (["scale=0.3"], "there is no setting 'scale'; did you mean 'method.scale'?"),
+        (["method=ties", "densty=0.3"], "there is no setting 'densty'; did you mean 'method.density'?"),
         (["base_modle=x"], "there is no setting 'base_modle'; did you mean 'base'?"),
         (["method.bta=0.3"], "has no parameter 'bta'; did you mean 'beta'?"),
         (["method.beta=7"], "beta=7 is out of range: 0 <= x <= 1"),
