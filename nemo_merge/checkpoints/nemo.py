@@ -13,21 +13,18 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import IO, Any
-
-from torch import Tensor
 
 from ..errors import CheckpointError
 from ..vocabulary import Vocabulary
-from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer, beside, check_outputs
+from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
 from ._nemo_config import CONFIG, MAX_CONFIG, WEIGHTS, nemo_metadata, packed_files, with_record
 from ._nemo_vocabulary import Changes, grow_vocabulary, read_vocabulary
 from ._pending import Layout, Slot, explained
+from ._single_file import SingleFileWriter
 from ._stored import StoredCheckpoint, plain_state_dict
 from ._torch_layout import checksum_places, lay_out
 from ._torch_zip import TorchZip
-from ._work import WorkFolder, key_of, write_whole
 from ._yaml import changed_config
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -147,7 +144,7 @@ class NemoCheckpoint(StoredCheckpoint):
         return nemo_metadata(self.config_text, str(self.path), digest)
 
 
-class NemoWriter(Writer):
+class NemoWriter(SingleFileWriter):
     """Writes a ``.nemo`` like ``template`` with other weights; stock NeMo restores it without this package.
 
     The merge's record becomes the key ``nemo_merge`` of the model configuration, which NeMo keeps through
@@ -163,36 +160,23 @@ class NemoWriter(Writer):
         *,
         overwrite: bool,
     ) -> None:
-        check_outputs(output, overwrite)
         self._template = template
         self._record = record
         ties = {alias: owner for alias, owner in template.ties.items() if owner in specs}
         zipped = lay_out(specs, ties, getattr(template._zip.content, "attributes", {}))
-        self._checksums = checksum_places(zipped)
         info = copy.copy(template._weights)
         info.size = zipped.size
         header = info.tobuf(tarfile.GNU_FORMAT)
         shift = len(header)
-        self._shift = shift
         layout = Layout(
             size=shift + -(-zipped.size // _BLOCK) * _BLOCK,
             constants={0: header, **{offset + shift: data for offset, data in zipped.constants.items()}},
             slots={name: Slot(slot.offset + shift, slot.nbytes) for name, slot in zipped.slots.items()},
         )
-        self.work: WorkFolder = WorkFolder(output, key_of(record))
-        try:
-            self._file = self.work.add(output.name, layout, checksums=True)
-        except BaseException:
-            self.discard()
-            raise
+        places = {name: [place + shift for place in found] for name, found in checksum_places(zipped).items()}
+        super().__init__(output, layout, record, overwrite=overwrite, checksums=places)
 
-    def write(self, name: str, start: int, values: Tensor) -> None:
-        self._file.write(name, start, values)
-
-    def commit(self, documents: Mapping[str, str] = MappingProxyType({})) -> None:
-        for name, places in self._checksums.items():
-            for place in places:
-                self._file.put(place + self._shift, self._file.checksums[name].to_bytes(4, "little"))
+    def _append(self) -> None:
         config = copy.copy(self._template._config)
         text = with_record(
             self._template.config_text, self._template.metadata.config, self._record, str(self._template.path)
@@ -209,9 +193,6 @@ class NemoWriter(Writer):
             added.name, added.size = self._template._config.name.removesuffix(CONFIG) + name, len(data)
             self._append_member(added, io.BytesIO(data))
         self._file.append(bytes(2 * _BLOCK))
-        self.work.publish_file(self._file.path.name)
-        for name, content in documents.items():
-            write_whole(beside(self.work.output, name), content.encode())
 
     def _append_member(self, member: tarfile.TarInfo, source: IO[bytes]) -> None:
         self._file.append(member.tobuf(tarfile.GNU_FORMAT))

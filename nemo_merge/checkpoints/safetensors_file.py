@@ -86,4 +86,4 @@ def safetensors_writer(
     if clash := aliases.keys() & {PROVENANCE_KEY, "format"}:
         raise OutputError(f"{output}: a tensor is named {min(clash)!r}, which is a word of the safetensors header")
     about = {"format": "pt", **metadata, **aliases, PROVENANCE_KEY: text}
-    return SingleFileWriter(output, lay_out(specs, about), record, overwrite=overwrite, zipped=False)
+    return SingleFileWriter(output, lay_out(specs, about), record, overwrite=overwrite)

@@ -19,7 +19,7 @@ from ._pickle import TorchDict
 from ._plain import plain, walk
 from ._single_file import SingleFileWriter
 from ._stored import AVERAGES, StateDict, StoredCheckpoint, find_state_dict
-from ._torch_layout import lay_out, lay_out_objects
+from ._torch_layout import checksum_places, lay_out, lay_out_objects
 from ._torch_zip import StoredTensor, TorchZip
 from ._yaml import unfolded_size
 
@@ -74,7 +74,7 @@ class TorchFileCheckpoint(StoredCheckpoint):
     ) -> Writer:
         check_outputs(output, overwrite)
         layout = lay_out_like(self, specs, record)
-        return SingleFileWriter(output, layout, record, overwrite=overwrite, zipped=True)
+        return SingleFileWriter(output, layout, record, overwrite=overwrite, checksums=checksum_places(layout))
 
     def _config(self) -> Any:
         """The model's configuration, where the file has one."""
@@ -122,7 +122,7 @@ def plain_torch_writer(
     """
     check_outputs(output, overwrite)
     layout = lay_out(specs, {alias: owner for alias, owner in ties.items() if owner in specs}, {})
-    return SingleFileWriter(output, layout, record, overwrite=overwrite, zipped=True)
+    return SingleFileWriter(output, layout, record, overwrite=overwrite, checksums=checksum_places(layout))
 
 
 def lay_out_like(template: TorchFileCheckpoint, specs: Mapping[str, TensorSpec], record: Mapping[str, Any]) -> Layout:
