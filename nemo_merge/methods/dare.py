@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ._blocks import Block
 from ._parameters import parameter
-from ._random import uniform
+from ._random import bernoulli
 from ._registry import register
 from ._sparse import SparseMethod
 
@@ -42,6 +41,5 @@ class Dare(SparseMethod):
     ) -> Float[Tensor, "*shape"]:
         deltas = block.weighted(weights / self.density)
         for expert, delta in enumerate(deltas):
-            numbers = uniform(block, self.seed, expert)
-            delta *= torch.lt(numbers, self.density, out=numbers)
+            delta *= bernoulli(block, self.seed, expert, self.density)
         return self.combined(deltas)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ._blocks import Block, per_expert
 from ._parameters import parameter
-from ._random import uniform
+from ._random import bernoulli
 from ._registry import register
 from ._selection import ascending
 from ._sparse import Combine, SparseMethod
@@ -61,16 +61,15 @@ class Della(SparseMethod):
         deltas = block.deltas
         for expert, delta in enumerate(deltas):
             kept = self._probability(delta.abs())
-            numbers = uniform(block, self.seed, expert)
-            delta *= torch.lt(numbers, kept, out=numbers)
+            delta *= bernoulli(block, self.seed, expert, kept)
             delta /= kept
         return self.combined(deltas.mul_(per_expert(weights, deltas)))
 
-    def _probability(self, magnitude: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    def _probability(self, magnitude: Float[Tensor, "*shape"]) -> float | Float[Tensor, "*shape"]:
         rows = magnitude.reshape(magnitude.shape[0] if magnitude.dim() > 1 else 1, -1)
         longest = rows.shape[1] - 1
         if longest == 0 or self.epsilon == 0:
-            return torch.full_like(magnitude, self.density)
+            return self.density
         order = ascending(rows)
         ramp = torch.linspace(
             self.density - self.epsilon, self.density + self.epsilon, longest + 1, dtype=rows.dtype, device=rows.device

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
+import numpy as np
 import pytest
 import torch
 
 from nemo_merge import merge_state_dicts, methods
 from nemo_merge.errors import MergeError
 from nemo_merge.methods import Block, SpectralMethod
-from nemo_merge.methods._random import uniform
+from nemo_merge.methods._random import first_bits, key_of, more_bits
 
 from .oracles import ORACLES, oracle_lines, oracle_soup, oracle_subspace_boost
 
@@ -143,8 +144,14 @@ def expected(method, base, experts, weights, scale, parameters, name=NAME) -> to
         return ORACLES[method](base.flatten(1), flat, weights, scale, **own).view(base.shape)
     if method in ("dare", "della"):
         block, seed = Block(base, torch.stack(experts), 0, name), own.pop("seed", 0)
-        own["uniform"] = lambda expert: uniform(block, seed, expert)
+        own["uniform"] = lambda expert: uniform(block, key_of(block, seed, expert))
     return ORACLES[method](base, experts, weights, scale, **own)
+
+
+def uniform(block: Block, key: int) -> torch.Tensor:
+    """The numbers of 40 bits that decide what is kept, with all bits of every entry drawn."""
+    first, more = first_bits(block, key), more_bits(np.arange(block.base.numel()) + block.start, key)
+    return torch.from_numpy(first / 2.0**8 + more / 2.0**40).view(block.base.shape)
 
 
 def rest(method, base, experts, weights, scale, parameters) -> torch.Tensor:
