@@ -60,6 +60,10 @@ SCHEDULES: dict[str, tuple[Triple, ...]] = {
 Steps beyond the end of a schedule repeat :data:`POLISH` (``simple`` repeats its own triple)."""
 
 
+_GRAM_BLOCK = 192
+"""Columns of a block in :func:`gram`; between 128 and 384 it makes little difference."""
+
+
 class Svd(NamedTuple):
     """Leading part of a singular value decomposition, singular values in descending order.
 
@@ -69,6 +73,18 @@ class Svd(NamedTuple):
     u: Float[Tensor, "rows rank"]
     s: Float[Tensor, " short"]
     vt: Float[Tensor, "rank columns"]
+
+
+def gram(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "columns columns"]:
+    """``matrix' matrix``, of which only the lower half is computed, in two thirds of the time of the whole."""
+    columns = matrix.shape[1]
+    product = matrix.new_empty(columns, columns)
+    for first in range(0, columns, _GRAM_BLOCK):
+        part = slice(first, first + _GRAM_BLOCK)
+        strip = torch.mm(matrix[:, part].mT, matrix[:, : part.stop])
+        product[part, : part.stop] = strip
+        product[:first, part] = strip[:, :first].mT
+    return product
 
 
 def noise_cut(largest: float, floor: float) -> float:
@@ -134,7 +150,7 @@ def levelled(matrix: Float[Tensor, "rows columns"], floor: float = 0.0) -> Float
 
 def _short_side(a: Float[Tensor, "rows columns"], floor: float, largest: float | None = None) -> tuple[Tensor, Tensor]:
     """Singular values in descending order, zero where they are noise, and the right singular vectors."""
-    eigenvalues, vectors = torch.linalg.eigh(a.mT @ a)
+    eigenvalues, vectors = torch.linalg.eigh(gram(a))
     s = eigenvalues.flip(-1).clamp_min(0).sqrt()
     top = float(s[0]) if largest is None else largest
     return torch.where(s > noise_cut(top, floor), s, 0.0), vectors.flip(-1)
@@ -165,7 +181,7 @@ def leading_part(matrix: Float[Tensor, "rows columns"], rank: int) -> Float[Tens
         return (found.u * found.s) @ found.vt
     tall = a.shape[0] >= a.shape[1]
     a = a if tall else a.mT
-    _, vectors = torch.linalg.eigh(a.mT @ a)
+    _, vectors = torch.linalg.eigh(gram(a))
     v = vectors[:, -rank:]
     part = (a @ v) @ v.mT
     return part if tall else part.mT.contiguous()
@@ -223,10 +239,10 @@ def left_basis(matrices: Sequence[Float[Tensor, "rows columns"]], floor: float =
     if rows > len(matrices) * columns:
         u, s, _ = thin_svd(torch.cat(list(matrices), dim=1), floor=floor)
         return u[:, s > 0]
-    gram = matrices[0].new_zeros(rows, rows, dtype=torch.float64)
+    total = matrices[0].new_zeros(rows, rows, dtype=torch.float64)
     for matrix in matrices:
-        gram += matrix @ matrix.mT
-    eigenvalues, vectors = torch.linalg.eigh(gram)
+        total += gram(matrix.to(torch.float64).mT)
+    eigenvalues, vectors = torch.linalg.eigh(total)
     largest = float(eigenvalues[-1].clamp_min(0)) ** 0.5
     return vectors[:, eigenvalues > noise_cut(largest, floor) ** 2].flip(-1)
 
@@ -262,7 +278,7 @@ def orthogonalise(
         return _apply_to_singular_values(a, _inverse_root)
     if method == "newton_schulz":
         triples = schedule_steps(schedule, steps)
-        return _apply_to_singular_values(a, lambda gram: _newton_schulz_gain(gram, triples))
+        return _apply_to_singular_values(a, lambda squares: _newton_schulz_gain(squares, triples))
     raise ValueError(f"unknown orthogonalizer {method!r}")
 
 
@@ -278,27 +294,27 @@ def _apply_to_singular_values(
 ) -> Float[Tensor, "rows columns"]:
     """``U diag(s g(s^2)) V'`` for ``a = U diag(s) V'``, by one eigendecomposition on the short side."""
     tall = a.shape[0] >= a.shape[1]
-    eigenvalues, vectors = torch.linalg.eigh(a.mT @ a if tall else a @ a.mT)
+    eigenvalues, vectors = torch.linalg.eigh(gram(a if tall else a.mT))
     middle = (vectors * gain(eigenvalues.clamp_min(0))) @ vectors.mT
     return a @ middle if tall else middle @ a
 
 
-def _inverse_root(gram: Float[Tensor, " short"]) -> Float[Tensor, " short"]:
+def _inverse_root(squares: Float[Tensor, " short"]) -> Float[Tensor, " short"]:
     # Eigenvalues are squared singular values: 1e-10 here is a cut-off of 1e-5 there.
-    keep = gram > 1e-10 * gram.max()
-    return torch.where(keep, gram.clamp_min(torch.finfo(gram.dtype).tiny).rsqrt(), 0.0)
+    keep = squares > 1e-10 * squares.max()
+    return torch.where(keep, squares.clamp_min(torch.finfo(squares.dtype).tiny).rsqrt(), 0.0)
 
 
-def _newton_schulz_gain(gram: Float[Tensor, " short"], triples: Sequence[Triple]) -> Float[Tensor, " short"]:
-    """What Newton-Schulz multiplies a singular value of square ``gram`` by.
+def _newton_schulz_gain(squares: Float[Tensor, " short"], triples: Sequence[Triple]) -> Float[Tensor, " short"]:
+    """What Newton-Schulz multiplies singular values of these ``squares`` by.
 
     The iteration starts from ``X / (|X|_F + 1e-7)``, and each step is a polynomial in ``X X'``; on the eigenvectors
     of the Gram matrix it therefore acts on each eigenvalue by itself, and one eigendecomposition replaces all its
     matrix products.
     """
-    norm = gram.sum().sqrt() + 1e-7
-    gains = torch.ones_like(gram) / norm
+    norm = squares.sum().sqrt() + 1e-7
+    gains = torch.ones_like(squares) / norm
     for a, b, c in triples:
-        square = gram * gains**2
+        square = squares * gains**2
         gains = gains * (a + b * square + c * square**2)
     return gains

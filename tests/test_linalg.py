@@ -9,6 +9,7 @@ from nemo_merge.linalg import (
     POLISH,
     RANK_TOLERANCE,
     SCHEDULES,
+    gram,
     leading_part,
     left_basis,
     levelled,
@@ -40,6 +41,13 @@ def test_thin_svd_agrees_with_lapack(shape):
     assert relative(s, torch.linalg.svdvals(matrix)) < 1e-12
     assert relative(u * s @ vt, matrix) < 1e-10
     assert relative(u.mT @ u, torch.eye(len(s), dtype=torch.float64)) < 1e-8
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (300, 192), (40, 193), (700, 500), (3, 0)])
+def test_gram_is_the_product(shape):
+    a = torch.randn(*shape, dtype=torch.float64)
+    for matrix in (a, a.mT.contiguous().mT):
+        torch.testing.assert_close(gram(matrix), a.mT @ a, rtol=1e-12, atol=1e-12)
 
 
 def test_thin_svd_of_a_given_rank_is_the_best_approximation():

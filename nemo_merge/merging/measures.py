@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..linalg import Svd, noise_cut, thin_svd
+from ..linalg import Svd, gram, noise_cut, thin_svd
 from ..methods import TaskVectors
 from ..methods._blocks import storage_noise
 from ..methods._selection import largest, share_of
@@ -217,10 +217,10 @@ def measure_tall(base: Tensor, experts: Sequence[Tensor], rank: int) -> list[Spe
 
 def _singular_values(base: Tensor, expert: Tensor) -> Float[Tensor, " columns"]:
     columns = base[0].numel()
-    gram = torch.zeros(columns, columns, dtype=torch.float64)
+    total = torch.zeros(columns, columns, dtype=torch.float64)
     for delta in _double_deltas(base, expert):
-        gram += delta.mT @ delta
-    s = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0).sqrt()
+        total += gram(delta)
+    s = torch.linalg.eigvalsh(total).flip(-1).clamp_min(0).sqrt()
     return torch.where(s > noise_cut(float(s[0]), storage_noise(base, [expert])), s, 0.0)
 
 

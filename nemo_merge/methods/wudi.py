@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..linalg import gram
 from ._blocks import TaskVectors
 from ._method import SpectralMethod
 from ._parameters import parameter
@@ -53,7 +54,7 @@ class Wudi(SpectralMethod):
             square = delta.square().sum()
             total += delta
             if square > 0:
-                own = delta.mT @ delta / square
+                own = gram(delta) / square
                 covariance += own
                 target += delta @ own
         if not covariance.any():
