@@ -30,8 +30,9 @@ def merge_adapters(
     What is merged are the changes of the weights ``s B A``, never the factors themselves, which adapters of separate
     trainings do not share. Ranks, scalings and adapted modules may differ.
 
-    Example:
-        >>> merge_adapters("base.nemo", ["lora-news", "lora-telephone"], "tsvm", output="lora-both")  # doctest: +SKIP
+    Example::
+
+        merge_adapters("base.nemo", ["lora-news", "lora-telephone"], "tsvm", output="lora-both")
 
     Args:
         base: the model that the adapters were trained on.
@@ -42,7 +43,8 @@ def merge_adapters(
             ranks at most). By default exact where the method is rotation-equivariant, else the largest rank of the
             adapters, to which the result is cut; what that loses is among the warnings.
         dense: write a whole model instead of an adapter.
-        **parameters: parameters of the method, and further options of :func:`nemo_merge.merge`.
+        **parameters: parameters of the method, and further options of :func:`nemo_merge.merge`. A parameter of a method
+            that is called as one of the above (``rank`` of ``lors``) is part of a finished method instead.
 
     Raises:
         PlanError: an input is no LoRA adapter, or does not fit; all problems are listed.
