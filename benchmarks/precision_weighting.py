@@ -4,9 +4,9 @@
 
 A base layer lacks a change of low rank. Every expert sees noisy outputs of the changed layer, for inputs of which each
 expert hears its own share loudly and the others faintly, and learns A exactly: with B fixed, the mean-field posterior of
-A that minimises the negative ELBO (KL to the prior N(0, p^2)) is known in closed form. Every expert has its own B, a basis of the
-same space turned at random, so that factors of different experts mean different things. "The same inputs" is the case in
-which all experts are equally sure of everything.
+A that minimises the negative ELBO (KL to the prior N(0, p^2)) is known in closed form. Every expert has its own B, a
+basis of the same space turned at random, so that factors of different experts mean different things. "Same inputs" is
+the case in which all experts are equally sure of everything.
 
 Printed is the error of the merged change relative to the true one, ``|M - D|_F / |D|_F``, as mean over draws.
 """
@@ -47,9 +47,8 @@ def adapter(folder: Path, mean: Tensor, sigma: Tensor, b: Tensor) -> Path:
     """A folder of Bayesian LoRA without a spread of B."""
     folder.mkdir()
     tensors = {"lora_A.weight": mean, "lora_B.weight": b, "lora_rho_A": sigma.expm1().log()}
-    save_file(
-        {f"layer.{name}": tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors"
-    )
+    stored = {f"layer.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": b.shape[1], "lora_alpha": b.shape[1]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     (folder / "bayesian_lora.json").write_text(json.dumps({"prior_scale": PRIOR}))
@@ -80,7 +79,8 @@ def errors(seed: int, experts: int, rank: int, own: bool) -> dict[str, float]:
         found = {}
         for label, (method, parameters) in METHODS.items():
             output = folder / "merged.safetensors"
-            merge_adapters(folder / "base.safetensors", adapters, method, output=output, dense=True, overwrite=True, **parameters)  # fmt: skip
+            options = {"output": output, "dense": True, "overwrite": True, **parameters}
+            merge_adapters(folder / "base.safetensors", adapters, method, **options)
             found[label] = float((load_file(output)["layer.weight"] - truth).norm() / truth.norm())
     return found
 
