@@ -3,8 +3,8 @@
     python benchmarks/precision_weighting.py [--experts 3] [--rank 4] [--draws 20]
 
 A base layer lacks a change of low rank. Every expert sees noisy outputs of the changed layer, for inputs of which each
-expert hears its own share loudly and the others faintly, and learns A exactly: with B fixed, the mean-field posterior of
-A that minimises the negative ELBO (KL to the prior N(0, p^2)) is known in closed form. Every expert has its own B, a
+expert hears its own share loudly and the others faintly, and learns A exactly: with B fixed, the mean-field posterior
+of A that minimises the negative ELBO (KL to the prior N(0, p^2)) is known in closed form. Every expert has its own B, a
 basis of the same space turned at random, so that factors of different experts mean different things. "Same inputs" is
 the case in which all experts are equally sure of everything.
 
