@@ -39,6 +39,11 @@ class LowRank:
         """False where the matrix is known to be zero."""
         return self.rank > 0 and bool(self.left.any()) and bool(self.right.any())
 
+    @property
+    def mT(self) -> LowRank:  # noqa: N802  # as torch calls it
+        """The transpose."""
+        return LowRank(self.right.mT, self.left.mT)
+
     def to(self, device: torch.device) -> LowRank:
         """The same factors on a device."""
         return LowRank(self.left.to(device), self.right.to(device))

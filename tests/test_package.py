@@ -57,9 +57,11 @@ LAYERS = {
     "tensors": set(),
     "linalg": set(),
     "low_rank": set(),
+    "posterior": {"low_rank"},
     "vocabulary": {"errors", "tensors"},
-    "methods": {"errors", "tensors", "linalg", "low_rank"},
-    "checkpoints": {"errors", "tensors", "low_rank", "vocabulary"},
+    "methods": {"errors", "tensors", "linalg", "low_rank", "posterior"},
+    "checkpoints": {"errors", "tensors", "low_rank", "posterior", "vocabulary"},
+    "adapters": {"errors", "methods", "checkpoints", "merging", "__init__"},
     "scoring": {"errors"},
     "corpora": {"errors"},
     "merging": {
@@ -67,6 +69,7 @@ LAYERS = {
         "tensors",
         "linalg",
         "low_rank",
+        "posterior",
         "methods",
         "checkpoints",
         "vocabulary",
@@ -78,7 +81,9 @@ LAYERS = {
     "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting"},
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
 }
-WITHOUT_NEMO = ("methods", "linalg", "low_rank", "tensors", "vocabulary", "scoring", "checkpoints", "merging", "cli")
+WITHOUT_NEMO = (
+    "methods", "linalg", "low_rank", "posterior", "tensors", "vocabulary", "scoring", "checkpoints", "merging", "cli",
+)  # fmt: skip
 
 
 def imports_of(file: Path) -> tuple[set[str], set[str]]:

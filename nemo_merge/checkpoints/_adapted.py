@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..low_rank import LowRank
+from ..posterior import Posterior
 from ._changes import Change
 from ._checkpoint import Checkpoint, TensorSpec, Writer
 
@@ -23,7 +24,8 @@ class AdaptedCheckpoint(Checkpoint):
 
     Tensors that the adapter leaves alone are those of the base, without a copy; the others are computed when they are
     read, in float64, and rounded once to the base's type, or to float32 where that has 16 bits. Plain LoRA also gives
-    its change as factors (:meth:`low_rank`), which are not rounded at all.
+    its change as factors (:meth:`low_rank`), which are not rounded at all, and Bayesian LoRA its variances
+    (:meth:`posterior`).
 
     Args:
         base: the model that the adapter was trained on.
@@ -51,6 +53,14 @@ class AdaptedCheckpoint(Checkpoint):
             shape = self.specs[name].shape or (1,)
             return LowRank.zero(shape[0], torch.Size(shape[1:]).numel())
         return change.factors() if change.factors is not None else None
+
+    def posterior(self, name: str) -> Posterior | None:
+        change = self.changes.get(self.ties.get(name, name))
+        if change is None:
+            unchanged = self.low_rank(name)
+            assert unchanged is not None
+            return Posterior.none(*unchanged.shape)
+        return change.posterior() if change.posterior is not None else None
 
     @property
     def files(self) -> list[Path]:

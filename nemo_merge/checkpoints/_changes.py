@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..low_rank import LowRank
+from ..posterior import Posterior, lora_posterior
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,31 @@ class Change:
             ``dora``, ``ia3``, ``bias`` or ``full``.
         apply: makes the changed tensor of the base's, in float64.
         factors: gives the change as factors; None where it is not of low rank.
+        posterior: gives the variances of its entries; None where the adapter does not hold them.
     """
 
     kind: str
     apply: Callable[[Tensor], Tensor]
     factors: Callable[[], LowRank] | None = None
+    posterior: Callable[[], Posterior] | None = None
 
 
-def lora(kind: str, a: Tensor, b: Tensor, scaling: float) -> Change:
+@dataclass(frozen=True)
+class Spread:
+    """What Bayesian LoRA says of a module beside its means.
+
+    Attributes:
+        rho_a: ``lora_rho_A``, shaped like ``lora_A``; the standard deviation is its softplus.
+        rho_b: ``lora_rho_B``, or None where B has no spread.
+        prior_scale: standard deviation of the prior, if the adapter says it.
+    """
+
+    rho_a: Tensor
+    rho_b: Tensor | None
+    prior_scale: float | None
+
+
+def lora(kind: str, a: Tensor, b: Tensor, scaling: float, spread: Spread | None = None) -> Change:
     """``W + scaling * B A``; for convolutions, B and A as matrices [out, r] and [r, in * kernel].
 
     Args:
@@ -37,16 +55,24 @@ def lora(kind: str, a: Tensor, b: Tensor, scaling: float) -> Change:
         a: ``lora_A``, [r, in] or [r, in, *kernel], or ``lora_embedding_A``, [r, tokens].
         b: ``lora_B``, [out, r] or [out, r, 1 ...], or ``lora_embedding_B``, [width, r].
         scaling: the factor.
+        spread: of Bayesian LoRA, whose means a and b are.
     """
+    transposed = kind in ("transposed", "embedding")
 
     def factors() -> LowRank:
-        left, right = b.double().flatten(1).mul_(scaling), a.double().flatten(1)
-        return LowRank(right.mT, left.mT) if kind in ("transposed", "embedding") else LowRank(left, right)
+        product = LowRank(b.double().flatten(1) * scaling, a.double().flatten(1))
+        return product.mT if transposed else product
 
     def apply(base: Tensor) -> Tensor:
         return base.double() + factors().to(base.device).rows().view(base.shape)
 
-    return Change(kind, apply, factors)
+    def posterior() -> Posterior:
+        assert spread is not None
+        rho_b = None if spread.rho_b is None else spread.rho_b.flatten(1)
+        found = lora_posterior(a.flatten(1), b.flatten(1), spread.rho_a.flatten(1), rho_b, scaling, spread.prior_scale)
+        return found.mT if transposed else found
+
+    return Change(kind, apply, factors, None if spread is None else posterior)
 
 
 def dora(plain: Change, magnitude: Float[Tensor, "..."]) -> Change:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, OutputError
 from ..low_rank import LowRank
+from ..posterior import Posterior
 from ..vocabulary import Vocabulary
 from ._digests import sha256_of
 from ._work import WorkFolder, check_output
@@ -111,6 +112,10 @@ class Checkpoint(Mapping[str, Tensor], ABC):
 
         A checkpoint that gives one for a tensor has the tensor in the base's shape.
         """
+        return None
+
+    def posterior(self, name: str) -> Posterior | None:
+        """How sure the checkpoint is of the entries of a tensor, or None where it does not say."""
         return None
 
     def sha256(self, stop: threading.Event | None = None, *, anew: bool = False) -> dict[str, str]:

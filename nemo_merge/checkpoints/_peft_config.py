@@ -102,7 +102,7 @@ def read_peft_config(path: Path) -> PeftConfig:
     Raises:
         CheckpointError: missing or damaged, or an adapter that is no change of the base's weights.
     """
-    values = _read(path)
+    values = read_json(path)
     kind = values.get("peft_type")
     if kind not in ("LORA", "IA3"):
         raise CheckpointError(
@@ -155,7 +155,12 @@ def read_peft_config(path: Path) -> PeftConfig:
     return PeftConfig(path, kind, base_model, rank, alpha, rank_pattern, alpha_pattern, rslora, transposed, dora)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+        CheckpointError: missing, damaged, or no object.
+    """
     try:
         if path.stat().st_size > _MAX_TEXT:
             raise CheckpointError(f"{path}: too large to be a configuration")

@@ -11,16 +11,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ._changes import Change, added_bias, dora, ia3, lora, replaced
+from ._changes import Change, Spread, added_bias, dora, ia3, lora, replaced
 from ._checkpoint import TensorSpec
 from ._peft_config import CONFIG, PeftConfig
 from ._torch_zip import StoredTensor, TorchZip
 
 _PREFIX = "base_model.model."
 _A, _B, _EMBEDDING_A, _EMBEDDING_B = "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"
+_RHO_A, _RHO_B = "lora_rho_A", "lora_rho_B"
 _MAGNITUDE, _IA3 = "lora_magnitude_vector", "ia3_l"
 _STRANGE = ("lora_", "ia3_", "prompt_", "token_adapter", "original_module")
-_PARTS = (_A, _B, _EMBEDDING_A, _EMBEDDING_B, _MAGNITUDE, _IA3)
+_PARTS = (_A, _B, _EMBEDDING_A, _EMBEDDING_B, _RHO_A, _RHO_B, _MAGNITUDE, _IA3)
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,22 @@ class PeftTensors:
     Args:
         path: the file.
         config: the adapter's configuration.
+        prior_scale: standard deviation of the prior of Bayesian LoRA, if it is known.
 
     Attributes:
         read: gives a tensor by its name in the file.
         specs: shape and type of every tensor.
+        bayesian: whether it holds spreads beside the means of Bayesian LoRA.
 
     Raises:
         CheckpointError: damaged, not finite, or tensors that are no part of LoRA or IA3.
     """
 
-    def __init__(self, path: Path, config: PeftConfig) -> None:
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: PeftConfig, prior_scale: float | None = None) -> None:
+        self.path, self.config, self.prior_scale = path, config, prior_scale
         self.read, self.specs = _open(path)
         self._modules, self._full = self._sort()
+        self.bayesian = any(_RHO_A in module.tensors for module in self._modules.values())
         self._check_finite()
 
     def _sort(self) -> tuple[dict[str, _Module], dict[str, str]]:
@@ -138,7 +142,7 @@ class PeftTensors:
             kind, a, b = self._lora_pair(module)
             shape = _product_shape(kind, self.specs[a].shape, self.specs[b].shape)
             scaling = self.config.scaling_of(module.name)
-            plain = lora(kind, self.read(a), self.read(b), scaling)
+            plain = lora(kind, self.read(a), self.read(b), scaling, self._spread(module, a, b))
             magnitude = module.tensors.get(_MAGNITUDE)
             if magnitude is None:
                 if self.config.dora:
@@ -191,6 +195,24 @@ class PeftTensors:
             )
         kind = "embedding" if embedding else "conv" if kernel else "transposed" if self.config.transposed else "linear"
         return kind, a, b
+
+    def _spread(self, module: _Module, a: str, b: str) -> Spread | None:
+        """The spreads of a module's factors, None for plain LoRA; checked against the factors."""
+        rho_a, rho_b = module.tensors.get(_RHO_A), module.tensors.get(_RHO_B)
+        if rho_a is None:
+            if rho_b is not None:
+                raise CheckpointError(
+                    f"{self.path}: {module.name!r} has {rho_b!r} but no {_RHO_A}: half a posterior; save the adapter "
+                    "again"
+                )
+            return None
+        for rho, mean in ((rho_a, a), (rho_b, b)):
+            if rho is not None and self.specs[rho].shape != self.specs[mean].shape:
+                raise CheckpointError(
+                    f"{self.path}: tensor {rho!r} is {list(self.specs[rho].shape)}, but the means {mean!r} are "
+                    f"{list(self.specs[mean].shape)}; save the adapter again"
+                )
+        return Spread(self.read(rho_a), None if rho_b is None else self.read(rho_b), self.prior_scale)
 
     def _factor_shape(self, name: str) -> tuple[int, ...]:
         shape = self.specs[name].shape

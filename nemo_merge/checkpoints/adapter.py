@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, PlanError
 from ._adapted import AdaptedCheckpoint
+from ._bayesian import SIDECAR, read_prior_scale
 from ._changes import Change
 from ._checkpoint import RECORD, Checkpoint, Metadata, TensorSpec, Writer
 from ._peft_config import CONFIG, PeftConfig, read_peft_config
@@ -29,6 +30,9 @@ def is_adapter(path: Path) -> bool:
 class AdapterCheckpoint(Checkpoint):
     """A LoRA or IA3 adapter as PEFT saves it; alone it has no weights of a model, see :meth:`bind`.
 
+    Bayesian LoRA is LoRA whose factors are posterior means, with ``lora_rho_A`` and ``lora_rho_B`` beside them
+    (standard deviations are their softplus; a factor without has none) and the prior in ``bayesian_lora.json``.
+
     Names may have PEFT's prefix ``base_model.model.`` or not, and the adapter's name (``lora_A.default.weight``) too.
 
     Args:
@@ -47,25 +51,31 @@ class AdapterCheckpoint(Checkpoint):
         folder = self.path if self.path.is_dir() else self.path.parent
         self.config: PeftConfig = read_peft_config(folder / CONFIG)
         self.file = self._find(folder)
-        self._tensors = PeftTensors(self.file, self.config)
+        self._sidecar = folder / SIDECAR
+        self._tensors = PeftTensors(self.file, self.config, read_prior_scale(self._sidecar))
         self.specs = self._tensors.specs
         self.ties = {}
         record = folder / RECORD
         provenance = load(record.read_text(encoding="utf-8"), record) if record.is_file() else None
-        kind = f"{self.config.kind} adapter"
-        self.metadata = Metadata("adapter", kind, self.config.summary, provenance=provenance)
+        kind = f"{'Bayesian ' if self._tensors.bayesian else ''}{self.config.kind} adapter"
+        self.metadata = Metadata("adapter", kind, self._summary, provenance=provenance)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors.read(name)
 
     @property
+    def rank(self) -> int:
+        """The largest rank of an adapted module; 0 for IA3."""
+        return max([self.config.rank, *self.config.rank_pattern.values()])
+
+    @property
     def files(self) -> list[Path]:
-        return [self.file, self.config.path]
+        return [self.file, self.config.path, *([self._sidecar] if self._sidecar.is_file() else [])]
 
     @property
     def details(self) -> Mapping[str, Any]:
         said = {"trained_on": self.config.base_model, "prefix": self.prefix}
-        return {"adapter": {**self.config.summary, **{key: value for key, value in said.items() if value is not None}}}
+        return {"adapter": {**self._summary, **{key: value for key, value in said.items() if value is not None}}}
 
     def writer(
         self, output: Path, specs: Mapping[str, TensorSpec], record: Mapping[str, Any], *, overwrite: bool = False
@@ -96,6 +106,12 @@ class AdapterCheckpoint(Checkpoint):
                 )
             changes[owner] = target.change
         return AdaptedCheckpoint(base, self, changes)
+
+    @property
+    def _summary(self) -> dict[str, Any]:
+        if not self._tensors.bayesian:
+            return self.config.summary
+        return {**self.config.summary, "posterior": {"prior_scale": self._tensors.prior_scale}}
 
     def _find(self, folder: Path) -> Path:
         if not self.path.is_dir():

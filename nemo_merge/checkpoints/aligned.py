@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ..low_rank import LowRank
+from ..posterior import Posterior
 from ._checkpoint import Checkpoint, TensorSpec, Writer
 
 
@@ -142,6 +143,9 @@ class AlignedCheckpoint(Checkpoint):
 
     def low_rank(self, name: str) -> LowRank | None:
         return None if name in self._tables else self.own.low_rank(name)
+
+    def posterior(self, name: str) -> Posterior | None:
+        return None if name in self._tables else self.own.posterior(name)
 
     @property
     def files(self) -> list[Path]:

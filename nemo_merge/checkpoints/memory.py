@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..posterior import Posterior
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
 
 
@@ -19,12 +20,19 @@ class StateDictCheckpoint(Checkpoint):
     Args:
         tensors: the state dict; it is not changed.
         label: how messages call it.
+        variances: posterior variances of the entries of some of its tensors, by name.
     """
 
     format = "state dict"
 
-    def __init__(self, tensors: Mapping[str, Tensor], label: str = "<state dict>") -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        label: str = "<state dict>",
+        variances: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         self.path = Path(label)
+        self._variances = variances
         self._tensors = {name: value.detach() for name, value in tensors.items() if isinstance(value, Tensor)}
         self.specs = {name: TensorSpec(tuple(value.shape), value.dtype) for name, value in self._tensors.items()}
         owners: dict[Any, str] = {}
@@ -39,6 +47,10 @@ class StateDictCheckpoint(Checkpoint):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
+
+    def posterior(self, name: str) -> Posterior | None:
+        name = self.ties.get(name, name) if name not in self._variances else name
+        return Posterior(self._variances[name].detach()) if name in self._variances else None
 
     @property
     def files(self) -> list[Path]:

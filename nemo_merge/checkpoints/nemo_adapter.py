@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..low_rank import LowRank
+from ..posterior import Posterior
 from ._checkpoint import Checkpoint, Metadata, TensorSpec, Writer
 from ._plain import plain
 from ._torch_zip import StoredTensor, TorchZip
@@ -136,6 +137,10 @@ class OverlaidCheckpoint(Checkpoint):
             return None
         shape = self.specs[name].shape or (1,)  # of the base: no change
         return LowRank.zero(shape[0], self.specs[name].numel // max(shape[0], 1))
+
+    def posterior(self, name: str) -> Posterior | None:
+        unchanged = self.low_rank(name)
+        return None if unchanged is None else Posterior.none(*unchanged.shape)
 
     @property
     def files(self) -> list[Path]:

@@ -21,8 +21,11 @@ from ..checkpoints._yaml import dump
 from ..checkpoints.adapter import MODEL
 from ..checkpoints.huggingface import lay_out
 from ..errors import ConfigError, MergeError, PlanError
+from ..linalg import thin_svd
 from ..low_rank import Cores, LowRank
+from ..methods.emr import Emr
 from .card import model_card
+from .combine import MERGED, Shared, dense_change
 from .factored import cores_of, factored_changes
 from .parallel import default_workers, single_threaded_torch
 from .plan import MergePlan, Row, Treatment
@@ -109,12 +112,14 @@ class _Layer:
 class AdapterOutput:
     """Merges adapters into one; a context manager that leaves nothing without :meth:`commit`.
 
-    All factors are in memory until they are written: a few percent of the model for the usual ranks.
+    All factors are in memory until they are written: a few percent of the model for the usual ranks. What a method that
+    looks at single entries gives is multiplied out before it is cut, one tensor per thread at a time.
 
     Args:
         output: the folder to be made.
         plan: the merge.
-        rank: the largest rank; None keeps the change exactly, with at most the sum of the experts' ranks.
+        rank: the largest rank; None keeps the change exactly, with at most the sum of the experts' ranks, which takes a
+            method that is rotation-equivariant.
         record: provenance, which becomes ``merge.yaml`` in the folder.
         overwrite: replace an output that exists.
         workers: threads; the number of cores by default.
@@ -140,9 +145,14 @@ class AdapterOutput:
         check_output(output, overwrite)
         self._record = record
         self._plan = plan
-        cores = self._check(plan)
+        cores = self._check(plan, rank)
+        shared = Shared([plan], workers)
+
+        def layer(row: Row) -> _Layer:
+            return _layer(plan, row, cores[row.name], shared, rank)
+
         with single_threaded_torch(), ThreadPoolExecutor(workers or default_workers()) as pool:
-            self._layers = list(pool.map(lambda row: _layer(plan, row, cores[row.name], rank), self._rows(plan)))
+            self._layers = list(pool.map(layer, self._rows(plan)))
         self._layers = [layer for layer in self._layers if layer.change.rank]
         if not self._layers:
             raise PlanError(["the merge changes nothing, so there is no adapter to write"])
@@ -150,9 +160,10 @@ class AdapterOutput:
         share = (lost / total) ** 0.5 if total else 0.0
         self.warnings: list[str] = []
         if share > LOST_WARNING:
+            exact = all(found is not None for found in cores.values())
             self.warnings.append(
                 f"an adapter of rank {rank} loses {share:.1%} of the merged change (Frobenius norm); "
-                "pass as_adapter=true to keep all of it"
+                + ("pass as_adapter=true to keep all of it" if exact else "a larger rank loses less")
             )
         tensors = {name: tensor.float() for layer in self._layers for name, tensor in layer.tensors().items()}
         broken = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
@@ -188,15 +199,14 @@ class AdapterOutput:
     def _rows(plan: MergePlan) -> list[Row]:
         return [row for row in plan.rows if row.treatment is not Treatment.COPY]
 
-    def _check(self, plan: MergePlan) -> dict[str, Cores]:
-        """The cores of every row that is merged."""
+    def _check(self, plan: MergePlan, rank: int | None) -> dict[str, Cores | None]:
+        """The cores of every row that is merged; None where it can only be multiplied out and cut."""
         problems = list(_unfit(plan))
         cores = {}
         for row in self._rows(plan):
-            if (found := cores_of(plan, row)) is None:
-                problems.append(f"tensor {row.name!r}: {_why(plan, row)}; leave as_adapter out to write a whole model")
-            else:
-                cores[row.name] = found
+            cores[row.name] = cores_of(plan, row)
+            if cores[row.name] is None and (why := _why(plan, row, rank)):
+                problems.append(f"tensor {row.name!r}: {why}leave as_adapter out to write a whole model")
         if not problems and len({kind == "transposed" for kind in self._kinds(plan) if kind != "embedding"}) > 1:
             problems.append("some layers are stored [in, out] and some [out, in], for which one adapter has no setting")
         if problems:
@@ -234,23 +244,27 @@ class AdapterOutput:
         return modules
 
 
-def _layer(plan: MergePlan, row: Row, cores: Cores, rank: int | None) -> _Layer:
+def _layer(plan: MergePlan, row: Row, cores: Cores | None, shared: Shared, rank: int | None) -> _Layer:
     """The merged change of a row, cut to the rank, as balanced factors."""
-    (_, change) = next(factored_changes(plan, [(0, row)], cores))
-    if change.of_base:
-        raise PlanError([
-            f"tensor {row.name!r}: {row.method.name} changes the base's direction, which is not of low rank; "
-            "pass method.space=task_vectors, or leave as_adapter out to write a whole model"
-        ])  # fmt: skip
-    q, small = torch.linalg.qr(change.matrix.left)
-    u, s, vt = torch.linalg.svd(small @ change.matrix.right, full_matrices=False)
+    if cores is None:
+        u, s, vt = thin_svd(dense_change(plan, row, shared), rank)
+    else:
+        (_, change) = next(factored_changes(plan, [(0, row)], cores))
+        if change.of_base:
+            raise PlanError([
+                f"tensor {row.name!r}: {row.method.name} changes the base's direction, which is not of low rank; "
+                "pass method.space=task_vectors, or leave as_adapter out to write a whole model"
+            ])  # fmt: skip
+        q, small = torch.linalg.qr(change.matrix.left)
+        u, s, vt = torch.linalg.svd(small @ change.matrix.right, full_matrices=False)
+        u = q @ u
     scale = row.method.applied_scale(len(plan.experts))
     s = s * abs(scale)
     exact = int((s > _EXACT * s[:1]).sum())
     kept = exact if rank is None else min(exact, rank)
     root = s[:kept].sqrt()
     sign = -1.0 if scale < 0 else 1.0
-    factors = LowRank(q @ u[:, :kept] * (sign * root), root[:, None] * vt[:kept])
+    factors = LowRank(u[:, :kept] * (sign * root), root[:, None] * vt[:kept])
     squares = s.square()
     return _Layer(
         row.name, _kind(plan, row), row.spec.shape, factors, float(squares[kept:].sum()), float(squares.sum())
@@ -271,14 +285,21 @@ def _unfit(plan: MergePlan) -> Iterator[str]:
     for expert in plan.experts:
         if not isinstance(expert, AdaptedCheckpoint):
             yield f"{expert.path}: is a whole model, so the merged change is not of low rank; leave as_adapter out"
+    if isinstance(plan.method, Emr):
+        yield "emr leaves a package that belongs to a whole model; leave as_adapter out"
     if plan.then:
         yield "post-processors (then) do not go together with as_adapter; leave one of them out"
 
 
-def _why(plan: MergePlan, row: Row) -> str:
-    """Why a row cannot be part of an adapter."""
+def _why(plan: MergePlan, row: Row, rank: int | None) -> str:
+    """Why a row cannot be part of an adapter, as the beginning of a sentence; empty where it can."""
     for expert in _adapted(plan):
         change = expert.changes.get(row.name)
         if change is not None and change.factors is None:
-            return f"{expert.path} changes it otherwise than by LoRA ({change.kind})"
-    return f"{row.method.name} with these parameters looks at single entries, so its result is not of low rank"
+            return f"{expert.path} changes it otherwise than by LoRA ({change.kind}); "
+    if rank is not None and row.treatment in MERGED and len(row.spec.shape) > 1:
+        return ""
+    return (
+        f"{row.method.name} with these parameters looks at single entries, so its result is not of low rank; pass a "
+        "rank (as_adapter=16) to cut it to that, or "
+    )

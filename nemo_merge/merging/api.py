@@ -106,8 +106,9 @@ def merge(
         workers: threads; the number of cores by default. The bytes written do not depend on it.
         progress: show a progress bar; by default only on a terminal.
         ranks: the processes that share the work, see :func:`~nemo_merge.merging.ranks.ranks_of_torchrun`.
-        as_adapter: write the merged change of adapters as one LoRA adapter (a folder) instead of a model: True for the
-            exact rank, a number for that rank at most. The method must be rotation-equivariant.
+        as_adapter: write the merged change of adapters as one LoRA adapter (a folder) instead of a model: a number for
+            the best approximation of that rank at most, True for the exact rank, which only rotation-equivariant
+            methods have.
         **parameters: parameters of the method, ``scale`` and ``weights`` among them.
 
     Raises:
@@ -279,6 +280,7 @@ def merge_state_dicts(
     rules: Rules = (),
     then: Then = (),
     batch_norm: BatchNorm = "average",
+    variances: Sequence[Mapping[str, Shaped[Tensor, "..."]]] | None = None,
     workers: int | None = None,
     **parameters: Any,
 ) -> dict[str, Tensor]:
@@ -299,6 +301,8 @@ def merge_state_dicts(
         rules: as in :func:`merge`.
         then: as in :func:`merge`.
         batch_norm: as in :func:`merge`, ``recalibrate`` apart, which needs files.
+        variances: posterior variances of every expert's weights, by tensor and in its shape (infinite: says nothing),
+            for methods that weight by them.
         workers: as in :func:`merge`.
         **parameters: further parameters of the method.
 
@@ -317,7 +321,12 @@ def merge_state_dicts(
     chosen = _method(method, parameters)
     template = base if base is not None else (experts[0] if experts else {})
     base_checkpoint = StateDictCheckpoint(base, "<base>") if base is not None else None
-    expert_checkpoints = [StateDictCheckpoint(expert, f"<expert {index}>") for index, expert in enumerate(experts)]
+    if variances is not None and len(variances) != len(experts):
+        raise ConfigError(f"variances of {len(variances)} experts for {len(experts)}; give one mapping per expert")
+    expert_checkpoints = [
+        StateDictCheckpoint(expert, f"<expert {index}>", variances[index] if variances is not None else {})
+        for index, expert in enumerate(experts)
+    ]
     plan = plan_merge(
         base_checkpoint, expert_checkpoints, chosen, rules=rules, then=then, batch_norm=batch_norm, workers=workers
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..checkpoints import Checkpoint
 from ..low_rank import AdaptedTensor
 from ..methods import Block, Blocks
+from ..posterior import Posterior
 
 BLOCK_ELEMENTS = 1 << 16
 """Elements of one tensor in a block: 256 kB in float32, so that a block of a few experts stays in the cache."""
@@ -24,6 +26,7 @@ class TensorBlocks(Blocks):
         start: flat index of the first element.
         name: name of the tensor.
         whole: give the tensor as a single block.
+        posteriors: the experts', for methods that ask for them.
     """
 
     def __init__(
@@ -35,9 +38,10 @@ class TensorBlocks(Blocks):
         start: int = 0,
         name: str = "",
         whole: bool = False,
+        posteriors: Sequence[Posterior] = (),
     ) -> None:
         self._name = name
-        self._base, self._experts = base, experts
+        self._base, self._experts, self._posteriors = base, experts, posteriors
         self._dtype = dtype
         self._start = start
         self.numel = base.numel()
@@ -49,12 +53,13 @@ class TensorBlocks(Blocks):
         base, experts = self._base, self._experts
         row = self.numel // max(self._rows, 1)
         for first in range(0, self._rows, self._step):
-            part = slice(first, first + self._step) if base.dim() else ...
+            part: slice | EllipsisType = slice(first, first + self._step) if base.dim() else ...
             yield Block(
                 base[part].to(self._dtype),
                 [expert[part].to(base.device) for expert in experts],  # type: ignore[index]  # an ellipsis only for stored tensors
                 self._start + first * row,
                 self._name,
+                [posterior[part] for posterior in self._posteriors],
             )
 
     def sample(self, count: int) -> Iterator[Block]:

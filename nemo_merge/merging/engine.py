@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,22 +11,17 @@ from torch import Tensor
 
 from ..checkpoints import Writer
 from ..errors import MergeError
-from ..methods import Block, Method, Place, SpectralMethod, TaskVectors
+from ..methods import Method, Place
 from ..methods._blocks import storage_noise
-from ..methods.soup import normalised
-from ..tensors import Depth, Role, depths_of
-from .blocks import ModelBlocks, TensorBlocks, compute_dtype, sources
-from .factored import by_cores, cores_of
-from .parallel import in_threads, single_threaded_torch
-from .plan import MergePlan, Row, Treatment
+from ..tensors import Role
+from .blocks import sources
+from .combine import MERGED, Shared, combined_blocks, for_every_tensor
+from .plan import MergePlan, Row
 from .progress import Progress
 from .scan import non_finite
 
 ROUNDING_WARNING = 0.1
 """Share of the merged change that may be lost by rounding to the output type before the user is told."""
-
-_MERGED = (Treatment.METHOD, Treatment.MEAN)
-T = TypeVar("T")
 
 
 @dataclass
@@ -100,7 +93,7 @@ def execute_variants(
     result is the same to the bit as by :func:`execute`. Arguments and errors are those of :func:`execute`; ``only``
     names the tensors to compute where other processes compute the rest.
     """
-    shared = _Shared(plans, workers)
+    shared = Shared(plans, workers)
     execution = [Execution() for _ in plans]
 
     finished = [writer.finished for writer in writers]
@@ -108,7 +101,7 @@ def execute_variants(
     def merge(index: int) -> list[Rounding | None]:
         return _merge_tensor(plans, index, shared, writers, finished, progress)
 
-    for index, roundings in _for_every_tensor(plans[0], merge, workers, only).items():
+    for index, roundings in for_every_tensor(plans[0], merge, workers, only).items():
         for plan, result, rounding in zip(plans, execution, roundings, strict=True):
             if rounding is not None:
                 total = result.rounding.setdefault(plan.output_dtype(plan.rows[index]), Rounding())
@@ -117,89 +110,10 @@ def execute_variants(
     return execution
 
 
-def _for_every_tensor(
-    plan: MergePlan, task: Callable[[int], T], workers: int | None, only: Collection[str] | None = None
-) -> dict[int, T]:
-    """Runs a task for the index of every row in threads, and gives the results in the order of the rows."""
-    indices = [index for index, row in enumerate(plan.rows) if only is None or row.name in only]
-
-    def cost(index: int) -> tuple[bool, int]:
-        # Matrices of a spectral method take longest: started first, they do not hold up the end.
-        row = plan.rows[index]
-        return not (isinstance(row.method, SpectralMethod) and row.treatment is Treatment.METHOD), -row.spec.nbytes
-
-    results = in_threads(len(indices), lambda place: task(indices[place]), lambda place: cost(indices[place]), workers)
-    return dict(zip(indices, results, strict=True))
-
-
-class _Shared:
-    """What tensors need to know of the whole model."""
-
-    def __init__(self, plans: Sequence[MergePlan], workers: int | None) -> None:
-        self.depths: Mapping[str, Depth] = depths_of(plans[0].template.specs)
-        self._statistics: dict[Method, tuple[Any, dict[str, int]]] = {}
-        with single_threaded_torch():
-            for plan in plans:
-                for method in {row.method for row in plan.rows if row.treatment is Treatment.METHOD}:
-                    if method.whole_model and method.early() not in self._statistics:
-                        self._statistics[method.early()] = self._look(plan, method)
-        self.ratios = [1.0] * len(plans)
-        for place, plan in enumerate(plans):
-            if any(post.needs_ratio for post in plan.then):
-                self.ratios[place] = self._ratio(plan, workers)
-
-    @staticmethod
-    def _look(plan: MergePlan, method: Method) -> tuple[Any, dict[str, int]]:
-        """Statistics of a method over all tensors that it merges, and where each of them starts."""
-        starts, tensors, position = {}, [], 0
-        for row in plan.rows:
-            if row.treatment is Treatment.METHOD and row.method.early() == method.early():
-                starts[row.name] = position
-                tensors.append(_blocks(plan, row, start=position))
-                position += row.spec.numel
-        return method.statistics(ModelBlocks(tensors), method.resolved_weights(len(plan.experts))), starts
-
-    def _ratio(self, plan: MergePlan, workers: int | None) -> float:
-        """L1 norm of the sum of the task vectors over that of the merged change, by merging once without writing."""
-
-        def norms(index: int) -> tuple[float, float]:
-            row = plan.rows[index]
-            if row.treatment not in _MERGED:
-                return 0.0, 0.0
-            weights = row.method.resolved_weights(len(plan.experts))
-            total = sum(
-                float(block.weighted(weights).sum(0).abs().sum(dtype=torch.float64)) for block in _blocks(plan, row)
-            )
-            change = 0.0
-            for _, _, combined in _combined([plan], [row], self):
-                scale = row.method.applied_scale(len(plan.experts))
-                change += abs(scale) * float(combined.abs().sum(dtype=torch.float64))
-            return total, change
-
-        found = _for_every_tensor(plan, norms, workers).values()
-        change = sum(part for _, part in found)
-        return sum(total for total, _ in found) / change if change else 1.0
-
-    def of(self, places: Sequence[int]) -> _Shared:
-        """The same for some of the plans."""
-        part = copy.copy(self)
-        part.ratios = [self.ratios[place] for place in places]
-        return part
-
-    def statistics(self, row: Row, blocks: TensorBlocks, weights: Tensor) -> Any:
-        if row.method.whole_model:
-            return self._statistics[row.method.early()][0]
-        return row.method.statistics(blocks, weights)
-
-    def start(self, row: Row) -> int:
-        """Where the tensor starts for its method: in the model, or in itself."""
-        return self._statistics[row.method.early()][1][row.name] if row.method.whole_model else 0
-
-
 def _merge_tensor(
     plans: Sequence[MergePlan],
     index: int,
-    shared: _Shared,
+    shared: Shared,
     writers: Sequence[Writer],
     finished: Sequence[set[str]],
     progress: Progress | None,
@@ -212,7 +126,7 @@ def _merge_tensor(
     positions = [0] * len(plans)
     places = [_place(plan, row, shared, ratio) for plan, row, ratio in zip(plans, rows, shared.ratios, strict=True)]
     try:
-        for place, base, combined in _combined(plans, rows, shared):
+        for place, base, combined in combined_blocks(plans, rows, shared):
             plan, row, dtype, rounding = plans[place], rows[place], types[place], roundings[place]
             merged = _finish(plan, row, base, combined, places[place])
             if plan.alignment is not None:
@@ -220,7 +134,7 @@ def _merge_tensor(
                 merged = plan.alignment.settle(row.name, positions[place], merged, weights)
             values = merged.to(dtype)
             _check(row, values)
-            if rounding is not None and row.treatment in _MERGED:
+            if rounding is not None and row.treatment in MERGED:
                 rounding.lost += float((values.to(merged.dtype) - merged).square().sum())
                 rounding.change += float((merged - base).square().sum())
             writers[place].write(row.name, positions[place], values)
@@ -238,7 +152,7 @@ def _merge_tensor(
 def _merge_rest(
     plans: Sequence[MergePlan],
     index: int,
-    shared: _Shared,
+    shared: Shared,
     writers: Sequence[Writer],
     finished: Sequence[set[str]],
     progress: Progress | None,
@@ -264,71 +178,9 @@ def _merge_rest(
     return result
 
 
-def _combined(plans: Sequence[MergePlan], rows: Sequence[Row], shared: _Shared) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """For every plan, in order, blocks of the template and what its method makes of the experts there."""
-    groups: dict[tuple[Treatment, Method], list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault((row.treatment, row.method.early()), []).append(place)
-    for (treatment, _), places in groups.items():
-        plan, row = plans[places[0]], rows[places[0]]
-        if (cores := cores_of(plan, row)) is not None:
-            whole = any(post.needs_matrix(row.role) for post in plan.then)
-            yield from by_cores(plan, [(place, rows[place]) for place in places], cores, whole=whole)
-            continue
-        if treatment is Treatment.METHOD and isinstance(row.method, SpectralMethod):
-            yield from _by_spectra(plan, [(place, rows[place]) for place in places])
-            continue
-        for block, combined in _by_blocks(plan, row, shared):
-            for place in places:
-                yield place, block.base, combined
-
-
-def _by_spectra(plan: MergePlan, rows: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Factors once, assembled for every variant of the method."""
-    row = rows[0][1]
-    base = plan.template[row.name].to(plan.device)
-    experts = [expert.to(plan.device) for expert in sources(plan.template, plan.experts, row.name)]
-    method = row.method
-    assert isinstance(method, SpectralMethod)
-    factors = method.factors(TaskVectors(base, experts, method.resolved_weights(len(experts))))
-    for place, variant in rows:
-        assert isinstance(variant.method, SpectralMethod)
-        yield place, base, variant.method.assemble(factors).view(base.shape)
-
-
-def _by_blocks(plan: MergePlan, row: Row, shared: _Shared) -> Iterator[tuple[Block, Tensor]]:
-    """Blocks of the inputs, and what the method (or the treatment) makes of them."""
-    if row.treatment is Treatment.COPY:
-        tensor = plan.template[row.name]
-        for block in TensorBlocks(tensor, [tensor], tensor.dtype):
-            yield block, block.base
-        return
-    weights = row.method.resolved_weights(len(plan.experts))
-    if row.treatment in (Treatment.AVERAGE, Treatment.POOLED, Treatment.RECALIBRATED):
-        average = _average_statistics(plan, row, weights)
-        for block in _blocks(plan, row, whole=row.treatment is Treatment.POOLED):
-            yield block, average(block)
-        return
-    whole = any(post.needs_matrix(row.role) for post in plan.then)
-    if row.treatment is Treatment.MEAN:
-        for block in _blocks(plan, row, whole=whole):
-            yield block, row.method.rest(block, weights)
-        return
-    whole = whole or (row.method.by_row and len(row.spec.shape) < 2)
-    blocks = _blocks(plan, row, start=shared.start(row), whole=whole)
-    statistics = shared.statistics(row, blocks, weights)
-    for block in blocks:
-        yield block, row.method.combine_block(block, weights, statistics)
-
-
-def _blocks(plan: MergePlan, row: Row, *, start: int = 0, whole: bool = False) -> TensorBlocks:
-    base, experts = plan.template[row.name], sources(plan.template, plan.experts, row.name)
-    return TensorBlocks(base, experts, compute_dtype([base, *experts]), start=start, name=row.name, whole=whole)
-
-
-def _place(plan: MergePlan, row: Row, shared: _Shared, ratio: float) -> Place | None:
+def _place(plan: MergePlan, row: Row, shared: Shared, ratio: float) -> Place | None:
     """What post-processors are told of a tensor; None where there are none for it."""
-    if not plan.then or row.treatment not in _MERGED:
+    if not plan.then or row.treatment not in MERGED:
         return None
     experts, noise = len(plan.experts), 0.0
     if any(post.needs_matrix(row.role) for post in plan.then):
@@ -339,33 +191,12 @@ def _place(plan: MergePlan, row: Row, shared: _Shared, ratio: float) -> Place | 
 
 def _finish(plan: MergePlan, row: Row, base: Tensor, combined: Tensor, place: Place | None) -> Float[Tensor, "*shape"]:
     """The merged rows."""
-    if row.treatment not in _MERGED:
+    if row.treatment not in MERGED:
         return combined
     if place is not None:
         for post in plan.then:
             combined = post.apply(combined, place)
     return torch.add(base, combined, alpha=row.method.applied_scale(len(plan.experts)))
-
-
-def _average_statistics(plan: MergePlan, row: Row, weights: Float[Tensor, " experts"]) -> Callable[[Block], Tensor]:
-    """Averages running statistics with the experts' shares; negative weights cannot be shares, then all count alike."""
-    shares = (
-        normalised(weights)
-        if bool((weights >= 0).all()) and bool(weights.any())
-        else torch.full_like(weights, 1 / len(weights))
-    )
-
-    def average(block: Block) -> Tensor:
-        return torch.einsum("t...,t->...", block.experts, shares.to(block.experts))
-
-    def pool(block: Block) -> Tensor:
-        name = row.name.removesuffix("running_var") + "running_mean"
-        means = torch.stack([expert[name].to(block.experts) for expert in plan.experts])
-        portion = shares.to(block.experts)
-        mean = torch.einsum("t...,t->...", means, portion)
-        return average(block) + torch.einsum("t...,t->...", (means - mean).square(), portion)
-
-    return pool if row.treatment is Treatment.POOLED else average
 
 
 def _check(row: Row, values: Tensor) -> None:

@@ -19,6 +19,7 @@ from ..tensors import NEVER_MERGED, Role, depths_of, role_of
 from ..training.audio import AudioSample
 from .checks import compare_headers
 from .parallel import default_workers, single_threaded_torch
+from .posteriors import check_posteriors
 from .ranks import ALONE, Ranks
 from .recalibration import Audio, check_recalibration, read_calibration
 from .rules import Rule, parse_rules
@@ -168,7 +169,7 @@ def plan_merge(
     Raises:
         PlanError: with every problem found: missing, additional or differently shaped tensors, other model classes,
             tokens or architectures, values that are not finite, negative variances, too few experts, rules that
-            match nothing.
+            match nothing, experts without the posteriors that the method weights by.
         ConfigError: an option that does not exist, or another number of weights than experts.
     """
     options = PlanOptions(rules, then, batch_norm, audio, dtype, device, workers, vocabulary)
@@ -238,6 +239,8 @@ def plan_variants(
             chosen = rule.method_at(name, roles[name], depths.get(name)) if rule else method
             about = (template.specs[name], roles[name], scan, chosen, method, batch_norm, experts, rule)
             rows.append(_decide(name, *about, name in template.added))
+        merged = [(row.name, row.method) for row in rows if row.treatment is Treatment.METHOD]
+        problems.extend(check_posteriors(merged, experts))
         plans.append(
             MergePlan(
                 template,
@@ -256,6 +259,8 @@ def plan_variants(
                 aligned.alignment,
             )
         )
+    if problems:
+        raise PlanError(list(dict.fromkeys(problems)))
     return plans
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..low_rank import AdaptedTensor, Cores
+from ..posterior import Posterior
 
 
 class Block:
@@ -21,18 +22,25 @@ class Block:
         experts: the same rows of every expert, in one tensor or one by one; they may be of other types than the base.
         start: index of the first element in the flattened tensor (in the whole model for methods of model scope).
         name: name of the tensor.
+        posteriors: of these rows of every expert, for methods that ask for them (``uses_posteriors``).
 
     Attributes:
         rows: the rows of every expert, one by one.
     """
 
     def __init__(
-        self, base: Float[Tensor, "*shape"], experts: Sequence[Tensor] | Tensor, start: int, name: str = ""
+        self,
+        base: Float[Tensor, "*shape"],
+        experts: Sequence[Tensor] | Tensor,
+        start: int,
+        name: str = "",
+        posteriors: Sequence[Posterior] = (),
     ) -> None:
         self.base = base
         self.start = start
         self.name = name
         self.rows = list(experts)
+        self.posteriors = posteriors
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -54,6 +62,16 @@ class Block:
     def magnitudes(self) -> Float[Tensor, "experts *shape"]:
         """Magnitudes of the task vectors, which decide what trimming keeps."""
         return self.deltas.abs_()
+
+    @property
+    def variances(self) -> Float[Tensor, "experts *shape"]:
+        """Posterior variances of the entries; infinite where an expert says nothing of them."""
+        return torch.stack([posterior.variances_like(self.base) for posterior in self.posteriors])
+
+    @property
+    def prior_variances(self) -> Float[Tensor, "experts *shape"]:
+        """Variances of the entries under the priors that the experts were trained with (``uses_priors``)."""
+        return torch.stack([posterior.priors_like(self.base) for posterior in self.posteriors])
 
     def weighted(self, weights: Float[Tensor, " experts"]) -> Float[Tensor, "experts *shape"]:
         """Task vectors, each times its expert's weight."""

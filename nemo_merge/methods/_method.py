@@ -107,6 +107,19 @@ class Method(ABC):
         return False
 
     @property
+    def uses_posteriors(self) -> bool:
+        """Whether the method needs to know how sure the experts are of every entry (:attr:`Block.variances`).
+
+        A merge by such a method is refused where an expert does not say it of a tensor.
+        """
+        return False
+
+    @property
+    def uses_priors(self) -> bool:
+        """Whether it needs the variances under the experts' priors too (:attr:`Block.prior_variances`)."""
+        return False
+
+    @property
     def rotation_equivariant(self) -> bool:
         """Whether orthogonal changes of basis go through: task vectors ``Q d_t R'`` of a matrix give ``Q delta R'``.
 

@@ -39,4 +39,4 @@ def test_a_file_opens_with_the_command_that_runs_it(name):
     assert (verb, path) == ("merge", f"configs/merge/{name}.yaml")
     settings, method = compose([str(FOLDER.parents[1] / path), *arguments])
     assert method.name == name
-    assert settings.experts == ["a.nemo", "b.nemo"]
+    assert settings.experts == (["lora-a", "lora-b"] if method.uses_posteriors else ["a.nemo", "b.nemo"])

@@ -48,7 +48,8 @@ def test_the_page_of_methods_is_up_to_date():
 
 def test_every_method_is_in_the_table_of_all_methods():
     rows = [row.split(" ")[0] for row in table_rows(ROOT / "recipes" / "ep_mini" / "ALL_METHODS.md")]
-    assert set(methods.names()) <= set(rows)
+    # Whole models, which the experts of this recipe are, have no posteriors.
+    assert {name for name in methods.names() if not methods.get(name).uses_posteriors} <= set(rows)
 
 
 def test_the_example_method_works(monkeypatch):

@@ -87,9 +87,9 @@ def test_a_result_that_does_not_fit_is_never_written(tmp_path):
 
 def test_a_negative_variance_is_never_written(monkeypatch, family):
     """Whatever a method or a policy comes up with, the check stands between it and the file."""
-    from nemo_merge.merging import engine
+    from nemo_merge.merging import combine
 
-    monkeypatch.setattr(engine, "_average_statistics", lambda *_: lambda block: -block.base)
+    monkeypatch.setattr(combine, "_average_statistics", lambda *_: lambda block: -block.base)
     with pytest.raises(MergeError, match="negative variance"):
         merge_state_dicts(*family, "soup")
 

@@ -259,6 +259,24 @@ def oracle_task_arithmetic(base: Tensor, experts: Experts, weights: Weights, sca
     return base + default(scale, 1 / len(experts)) * sum(task_vectors(base, experts, weights))
 
 
+def oracle_precision_weighted(
+    base: Tensor, experts: Experts, weights: Weights, scale: float | None = None, floor: float = 0.01
+) -> Tensor:
+    """With the variances of ``tests.fixtures.posteriors.variances_of``: ``d^2 + mean(d^2) / 10``."""
+    deltas = [(expert - base).flatten().tolist() for expert in experts]
+    squares = [[d * d for d in delta] for delta in deltas]
+    variances = [[s + sum(square) / len(square) / 10 for s in square] for square in squares]
+    merged = []
+    for entry in range(base.numel()):
+        above = below = 0.0
+        for delta, variance, weight in zip(deltas, variances, weights, strict=True):
+            v = max(variance[entry], floor * sum(variance) / len(variance))
+            if v > 0:  # an expert that has not moved says nothing
+                above, below = above + weight * delta[entry] / v, below + weight / v
+        merged.append(above / below)
+    return base + default(scale, 1.0) * torch.tensor(merged, dtype=base.dtype).view(base.shape)
+
+
 def oracle_ties(
     base: Tensor,
     experts: Experts,

@@ -1,22 +1,29 @@
-"""Merging low-rank changes in the space that they span gives what merging the dense task vectors in float64 gives."""
+"""Merging low-rank changes in the space that they span gives what merging the dense task vectors in float64 gives.
+
+The adapters are those of Bayesian LoRA, which for most methods are nothing but LoRA.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nemo_merge import merge_state_dicts, methods
 from nemo_merge.checkpoints import AdapterCheckpoint, StateDictCheckpoint
 from nemo_merge.low_rank import LowRank, compress
-from nemo_merge.merging import execute, plan_merge
+from nemo_merge.merging import combine, execute, plan_merge
+from nemo_merge.merging.blocks import BLOCK_ELEMENTS
 from nemo_merge.merging.factored import cores_of, inner_products
 from nemo_merge.methods import CoreVectors, Gram, TaskVectors
-from tests.fixtures.adapters import lora_folder
+from tests.fixtures.posteriors import bayesian_folder
 from tests.methods.test_properties import ROTATION_INVARIANT
 
 METHODS = methods.names()
+POSTERIORS = [name for name in METHODS if methods.get(name).uses_posteriors]
 MATRIX, TALL, POINTWISE, CONV = "encoder.q", "encoder.up", "encoder.conv.pointwise_conv1", "encoder.sub.conv"
 SHAPES = {MATRIX: (40, 40), TALL: (60, 32), POINTWISE: (24, 30, 1), CONV: (16, 10, 3)}
 RANKS = ((3, 2, 4), (4, 0, 2), (1, 5, 3), (2, 2, 2))
@@ -50,26 +57,34 @@ SETTINGS = [
 TOLERANCE = 1e-10
 
 
-def experts(tmp_path: Path, count: int, base, size: float = 1e-3, ranks=RANKS) -> list:
-    """Adapters of the ranks above, bound to the base."""
+def experts(tmp_path: Path, count: int, base, size: float = 1e-3, ranks=RANKS, shapes=SHAPES) -> list:
+    """Adapters of the ranks above, bound to the base; their spreads go with their size."""
     generator = torch.Generator().manual_seed(0)
     checkpoint = StateDictCheckpoint(base, "base")
     found = []
     for expert in range(count):
         factors = {}
-        for (module, (rows, columns, *kernel)), some in zip(SHAPES.items(), ranks, strict=True):
+        for (module, (rows, columns, *kernel)), some in zip(shapes.items(), ranks, strict=True):
             if rank := some[expert]:
                 spread = torch.linspace(1, 2, rank, dtype=torch.float64) ** 2  # no two singular values alike
                 b = size * spread * torch.randn(rows, rank, generator=generator).double()
                 a = torch.randn(rank, columns, *kernel, generator=generator).double()
                 factors[module] = (b.view(rows, rank, *[1] * len(kernel)), a)
-        found.append(AdapterCheckpoint(lora_folder(tmp_path / str(expert), factors)).bind(checkpoint))
+        folder = bayesian_folder(tmp_path / str(expert), factors, seed=expert, spread=math.log(0.1 * size))
+        found.append(AdapterCheckpoint(folder).bind(checkpoint))
     return found
 
 
 def base_model() -> dict:
     generator = torch.Generator().manual_seed(1)
     return {f"{name}.weight": 0.05 * torch.randn(shape, generator=generator).double() for name, shape in SHAPES.items()}
+
+
+def dense_models(base, bound) -> tuple[list[dict], list[dict]]:
+    """The experts as whole models, and the variances of their weights."""
+    models = [{tensor: expert[tensor] for tensor in base} for expert in bound]
+    variances = [{name: expert.posterior(name).variances_like(base[name]) for name in base} for expert in bound]
+    return models, variances
 
 
 def factored(base, bound, method: methods.Method, **options) -> tuple[dict, set[str]]:
@@ -98,13 +113,13 @@ def difference(found, expected, base) -> float:
 def test_factored_is_dense(tmp_path, name, values, weights):
     count = methods.method_class(name).maximum_experts or 3
     if weights is not None:
-        weights = (1.0, 2.0) if count == 2 else weights
+        weights = (1.0, 2.0) if count == 2 else tuple(map(abs, weights)) if name in POSTERIORS else weights
     method = methods.get(name, weights=weights, **values)
     base = base_model()
     bound = experts(tmp_path, count, base)
     found, by_cores = factored(base, bound, method)
-    dense = [{tensor: expert[tensor] for tensor in base} for expert in bound]
-    expected = merge_state_dicts(base, dense, method, workers=1)
+    dense, variances = dense_models(base, bound)
+    expected = merge_state_dicts(base, dense, method, workers=1, variances=variances)
     assert difference(found, expected, base) < TOLERANCE
     assert bool(by_cores) == method.rotation_equivariant
     if method.rotation_equivariant:
@@ -139,6 +154,36 @@ def test_any_size_and_full_rank(tmp_path, name, size):
     assert difference(found, expected, base) < max(TOLERANCE, 1e-15 / size)
 
 
+class Largest(TorchDispatchMode):
+    """Notes the number of entries of the largest float64 tensor that any operation of torch gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        found = function(*arguments, **(keywords or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64:
+                self.entries = max(self.entries, tensor.numel())
+        return found
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if methods.get(name).rotation_equivariant] + POSTERIORS)
+def test_no_matrix_is_multiplied_out_at_once(tmp_path, name, monkeypatch):
+    """Nothing in float64 is as large as a matrix of the model, only the blocks of rows that are written."""
+    shapes = {MATRIX: (640, 800)}
+    base = {f"{MATRIX}.weight": torch.randn(shapes[MATRIX])}
+    bound = experts(tmp_path, methods.method_class(name).maximum_experts or 3, base, ranks=RANKS[:1], shapes=shapes)
+    plan = plan_merge(StateDictCheckpoint(base, "base"), bound, methods.get(name), workers=1)
+    writer = plan.template.writer(Path(), plan.output_specs, {})
+    monkeypatch.setattr(combine, "in_threads", lambda count, task, *_: [task(index) for index in range(count)])
+    with Largest() as largest:
+        execute(plan, writer, workers=1)
+    limit = BLOCK_ELEMENTS * (len(bound) if name in POSTERIORS else 1)  # which sees the rows of all experts at once
+    assert 0 < largest.entries <= limit < 640 * 800 / 2
+
+
 @pytest.mark.parametrize("then", [["lines"], ["subspace_boost"]])
 @pytest.mark.parametrize("name", ["tsvm", "task_arithmetic", "ties"])
 def test_post_processors(tmp_path, name, then):
@@ -155,11 +200,12 @@ def test_adapters_beside_full_models(tmp_path, name):
     base = base_model()
     count = methods.method_class(name).maximum_experts or 3
     *bound, last = experts(tmp_path, count, base)
-    whole = {tensor: last[tensor] for tensor in base}
-    dense = [*({tensor: expert[tensor] for tensor in base} for expert in bound), whole]
-    found, by_cores = factored(base, [*bound, StateDictCheckpoint(whole, "whole")], methods.get(name))
+    dense, variances = dense_models(base, [*bound, last])
+    whole = StateDictCheckpoint(dense[-1], "whole", variances[-1])
+    found, by_cores = factored(base, [*bound, whole], methods.get(name))
     assert not by_cores
-    assert difference(found, merge_state_dicts(base, dense, name, workers=1), base) < TOLERANCE
+    expected = merge_state_dicts(base, dense, name, workers=1, variances=variances)
+    assert difference(found, expected, base) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["ties", "tsvm", "lors", "knots", "karcher", "model_stock"])

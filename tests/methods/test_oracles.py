@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_merge import merge_state_dicts, methods
+from nemo_merge import methods
 from nemo_merge.errors import MergeError
 from nemo_merge.methods import Block, SpectralMethod
 from nemo_merge.methods._random import first_bits, key_of, more_bits
-
-from .oracles import ORACLES, oracle_lines, oracle_soup, oracle_subspace_boost
+from tests.fixtures.posteriors import merge_state_dicts
+from tests.methods.oracles import ORACLES, oracle_lines, oracle_soup, oracle_subspace_boost
 
 NAME = "encoder.layers.0.feed_forward1.linear1.weight"
 SHAPES = [(12, 8), (8, 12), (9, 9), (1, 7), (7, 1)]
@@ -79,6 +79,7 @@ PARAMETERS: dict[str, list[dict]] = {
         {"variant": "paper", "ratio": 0.4},
         {"variant": "paper", "ratio": 1.0},
     ],
+    "precision_weighted": [{}, {"floor": 0.0}, {"floor": 1.0}],
     "sce": [{}, {"select": 0.3}, {"select": 0.3, "mask_scope": "all"}, {"mask_scope": "all"}],
     "slerp": [{}, {"t": 0.3}, {**ROW}, {**ROW, "t": 0.8}],
     "soup": [{}],
@@ -202,7 +203,8 @@ def test_every_method_has_an_oracle():
 def test_every_parameter_is_compared(method):
     declared = {parameter.name for parameter in methods.parameters(methods.method_class(method))}
     compared = {key for parameters in PARAMETERS[method] for key in parameters}
-    assert declared - compared <= {"weights", "scale", "conv_as_matrix", "scope"}  # which have tests of their own
+    elsewhere = {"weights", "scale", "conv_as_matrix", "scope", "prior_correction"}  # which have tests of their own
+    assert declared - compared <= elsewhere
 
 
 @pytest.mark.parametrize(("weights", "scale"), [(None, None), (UNEQUAL, 0.7)], ids=["equal", "unequal"])
@@ -232,6 +234,8 @@ def test_agrees_for_other_numbers_of_experts_and_weights(method, parameters):
         if not kind.minimum_experts <= len(weights) <= (kind.maximum_experts or len(weights)):
             continue
         if method == "pcb" and 0 in weights:  # as in SPECIAL
+            continue
+        if method == "precision_weighted" and min(weights) < 0:  # which it refuses
             continue
         tensors = {shape: inputs(shape, len(weights)) for shape in [(12, 8), (9, 9)]}
         for shape, value in differences(method, tensors, weights, None, parameters).items():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nemo_merge import merge, merge_state_dicts, methods, open_checkpoint
+from nemo_merge import merge, methods, open_checkpoint
 from nemo_merge.errors import ConfigError
 from nemo_merge.methods import Method
 from tests.fixtures.models import family, same
+from tests.fixtures.posteriors import merge_state_dicts
 from tests.merging.test_rules import deep_family
 
 

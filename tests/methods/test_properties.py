@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_merge import merge_state_dicts, methods
+from nemo_merge import methods
 from nemo_merge.errors import PlanError
 from nemo_merge.merging import blocks
 from tests.fixtures.models import family, same, state_dict
+from tests.fixtures.posteriors import merge_state_dicts
 
 METHODS = methods.names()
 NAME = "encoder.layers.0.feed_forward1.linear1.weight"
