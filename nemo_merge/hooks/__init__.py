@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .checkpoint_merge_callback import CheckpointMergeCallback as CheckpointMergeCallback
     from .connector import MergeConnector as MergeConnector
     from .continual_merge_callback import ContinualMergeCallback as ContinualMergeCallback
-    from .domains import domain_cuts as domain_cuts
+    from .data_types import domain_cuts as domain_cuts
     from .initialisation import init_from_merge as init_from_merge
     from .merge_callback import MergeCallback as MergeCallback
     from .provenance_callback import ProvenanceCallback as ProvenanceCallback
@@ -27,13 +27,13 @@ _HOMES = {
     "MergeConnector": "connector",
     "ProvenanceCallback": "provenance_callback",
     "callbacks_from_config": "callbacks_file",
-    "domain_cuts": "domains",
+    "domain_cuts": "data_types",
     "init_from_merge": "initialisation",
     "register": "registration",
     "unregister": "registration",
 }
 
-__all__ = list(_HOMES)  # noqa: PLE0604
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,70 @@
+"""Keeps what a model says of its merge true while it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from nemo.lightning.base_callback import BaseCallback
+from nemo.lightning.callback_group import CallbackGroup
+
+from .provenance import note_training
+
+
+class ProvenanceCallback(BaseCallback):
+    """Notes in the configuration of a model that comes from a merge that it has been trained since, and how far.
+
+    Saved models (``.nemo``) and checkpoints then tell which merge they were fine-tuned from; see
+    :mod:`nemo_merge.hooks.provenance` for the form. Models that do not come from a merge are left alone.
+
+    :func:`nemo_merge.register` puts one into NeMo's ``CallbackGroup``, which adds it to every trainer.
+    """
+
+    def __init__(self) -> None:
+        self._from_step = 0
+
+    def update_config(self, *args: Any, trainer: Any = None, **kwargs: Any) -> None:
+        """Takes the place of others of its kind: NeMo adds the callbacks of its group at every ``fit`` again."""
+        if trainer is not None:
+            trainer.callbacks = [item for item in trainer.callbacks if not isinstance(item, ProvenanceCallback)]
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._from_step = trainer.global_step
+        self._note(trainer, pl_module, new=True)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.training:
+            self._note(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._note(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if trainer.training:
+            self._note(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._note(trainer, pl_module)
+
+    def _note(self, trainer: Any, model: Any, *, new: bool = False) -> None:
+        note_training(
+            model,
+            from_step=self._from_step,
+            to_step=trainer.global_step,
+            epochs=trainer.current_epoch + 1,
+            more={"nemo": version("nemo_toolkit")},
+            new=new,
+        )
+
+
+def install() -> Callable[[], None]:
+    """Registers the callback with NeMo; the result takes it out again."""
+    callback, group = ProvenanceCallback(), CallbackGroup.get_instance()
+    group.register(callback)
+
+    def undo() -> None:
+        if callback in group.callbacks:
+            group.callbacks.remove(callback)
+
+    return undo
