@@ -28,8 +28,10 @@ RECORD_KEY = "nemo_merge"
 def record_of(model: Any) -> dict[str, Any] | None:
     """What the configuration says under ``nemo_merge``, as plain data; None where it says nothing."""
     found = model.cfg.get(RECORD_KEY)
-    plain = OmegaConf.to_container(found) if isinstance(found, DictConfig) else None
-    return plain if isinstance(plain, dict) else None
+    if not isinstance(found, DictConfig):
+        return None
+    plain: Any = OmegaConf.to_container(found)
+    return plain
 
 
 def set_record(model: Any, record: Mapping[str, Any]) -> None:

@@ -56,10 +56,10 @@ class MergeRequest:
             raise ConfigError(f"{name}={source!r} is neither a YAML file nor a mapping with base, experts and method")
         plain = plain_settings(read_yaml(path) if path is not None else source)
         name = str(path) if path is not None else name
-        chosen = {
-            key: _words(plain.pop(key), f"{name}: {key}") for key in ("include", "exclude") if parts and key in plain
-        }
-        request = replace(cls._of(plain, name), **chosen)
+        include, exclude = (
+            _words(plain.pop(key, []), f"{name}: {key}") if parts else [] for key in ("include", "exclude")
+        )
+        request = replace(cls._of(plain, name), include=include, exclude=exclude)
         return request.in_folder(path.parent) if path is not None else request
 
     @classmethod
