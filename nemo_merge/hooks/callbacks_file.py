@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,22 +79,24 @@ def _build(number: int, entry: Any) -> Callback:
     if name not in CALLBACKS:
         raise ConfigError(f"{place}: there is no callback {name!r}{did_you_mean(name, CALLBACKS)}")
     module, cls = CALLBACKS[name]
-    callback = getattr(importlib.import_module(f".{module}", __package__), cls)
-    _check(f"{place} ({name})", settings, inspect.signature(callback).parameters)
+    place = f"{place} ({name})"
     try:
-        built: Callback = callback(**settings)
-    except (NemoMergeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{place} ({name}): {error}") from error
-    return built
-
-
-def _check(place: str, settings: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]) -> None:
-    """Refuses settings that the constructor does not take, and tells which it needs."""
+        callback = getattr(importlib.import_module(f".{module}", __package__), cls)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{place}: needs {error.name}, which is not installed") from error
+    accepted = inspect.signature(callback).parameters
     named = {key: value for key, value in accepted.items() if value.kind is not value.VAR_KEYWORD}
-    if len(named) == len(accepted):
-        for key in settings:
-            if key not in named:
-                raise ConfigError(f"{place}: there is no setting {key!r}{did_you_mean(str(key), named)}")
+    other = [str(key) for key in settings if key not in named]
+    if other and len(named) == len(accepted):
+        raise ConfigError(f"{place}: there is no setting {other[0]!r}{did_you_mean(other[0], named)}")
     missing = [key for key, value in named.items() if value.default is value.empty and key not in settings]
     if missing:
         raise ConfigError(f"{place}: {', '.join(missing)} missing")
+    try:
+        built: Callback = callback(**settings)
+    except (NemoMergeError, TypeError, ValueError) as error:
+        # Other keys are parameters of a method, which does not know the callback's own settings.
+        meant = [close[0] for key in other if (close := get_close_matches(key, named, n=1, cutoff=0.8))]
+        hint = f"; or did you mean the callback's {', '.join(map(repr, meant))}?" if meant else ""
+        raise ConfigError(f"{place}: {error}{hint}") from error
+    return built

@@ -10,7 +10,7 @@ describes; the key then says what training started from, and how far it went:
       started_from:
         - {how: init_from_merge, include: [encoder], merged_from: {method: ..., base: ..., experts: ...}}
       training:
-        - {from_step: 0, to_step: 500, epochs: 2, nemo: 3.0.0}
+        - {from_step: 0, to_step: 500, nemo: 3.0.0}
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ RECORD_KEY = "nemo_merge"
 
 def record_of(model: Any) -> dict[str, Any] | None:
     """What the configuration says under ``nemo_merge``, as plain data; None where it says nothing."""
-    found = model.cfg.get(RECORD_KEY)
+    config = getattr(model, "cfg", None)
+    found = config.get(RECORD_KEY) if isinstance(config, DictConfig) else None
     if not isinstance(found, DictConfig):
         return None
     plain: Any = OmegaConf.to_container(found)
@@ -71,14 +72,13 @@ def note_start(
     set_record(model, known)
 
 
-def note_training(model: Any, *, from_step: int, to_step: int, epochs: int, more: Mapping[str, Any], new: bool) -> None:
+def note_training(model: Any, *, from_step: int, to_step: int, more: Mapping[str, Any], new: bool) -> None:
     """Notes how far training has gone, if the model comes from a merge; does nothing otherwise.
 
     Args:
         model: the model.
         from_step: optimiser steps before this training.
         to_step: optimiser steps so far.
-        epochs: epochs that were begun.
         more: what else to note.
         new: this training starts; otherwise the last entry is brought up to date.
     """
@@ -87,7 +87,7 @@ def note_training(model: Any, *, from_step: int, to_step: int, epochs: int, more
     known = _history(model)
     if not new and known["training"]:
         known["training"].pop()
-    known["training"].append({"from_step": from_step, "to_step": to_step, "epochs": epochs, **more})
+    known["training"].append({"from_step": from_step, "to_step": to_step, **more})
     set_record(model, known)
 
 

@@ -22,7 +22,7 @@ class ProvenanceCallback(BaseCallback):
     """
 
     def __init__(self) -> None:
-        self._from_step = 0
+        self._from_step: int | None = None  # where this training began, while there is one
 
     def update_config(self, *args: Any, trainer: Any = None, **kwargs: Any) -> None:
         """Takes the place of others of its kind: NeMo adds the callbacks of its group at every ``fit`` again."""
@@ -33,26 +33,28 @@ class ProvenanceCallback(BaseCallback):
         self._from_step = trainer.global_step
         self._note(trainer, pl_module, new=True)
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.training:
-            self._note(trainer, pl_module)
-
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._note(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        if trainer.training:
-            self._note(trainer, pl_module)
+        """Also for ``.nemo`` files, which NeMo writes in this hook."""
+        if self._from_step is None:
+            return
+        self._note(trainer, pl_module)
+        saved = checkpoint.get(pl_module.CHECKPOINT_HYPER_PARAMS_KEY)
+        if saved:  # Lightning has put them there before it asks callbacks
+            saved.update(pl_module.hparams)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._note(trainer, pl_module)
+        self._from_step = None
 
     def _note(self, trainer: Any, model: Any, *, new: bool = False) -> None:
+        assert self._from_step is not None
         note_training(
             model,
             from_step=self._from_step,
             to_step=trainer.global_step,
-            epochs=trainer.current_epoch + 1,
             more={"nemo": version("nemo_toolkit")},
             new=new,
         )

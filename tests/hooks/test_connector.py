@@ -58,7 +58,9 @@ def test_settings_of_the_connector(characters, tmp_path, method):
     from nemo_merge import methods
     from nemo_merge.hooks import MergeConnector
 
-    merge(characters.base, characters.experts, method, weights=[0.7, 0.3], batch_norm="pooled", output=tmp_path / "m.nemo")
+    merge(
+        characters.base, characters.experts, method, weights=[0.7, 0.3], batch_norm="pooled", output=tmp_path / "m.nemo"
+    )
     named = MergeConnector(characters.experts, method, base=characters.base, weights=[0.7, 0.3], batch_norm="pooled")
     finished = MergeConnector(characters.words, methods.get(method, weights=[0.7, 0.3]), batch_norm="pooled")
     for connector in (named, finished):
