@@ -8,9 +8,11 @@ carries the configuration of the merge: a larger vocabulary, and the record of w
 
 from __future__ import annotations
 
+import atexit
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     from ..merging.in_memory import InMemoryMerge
     from ..methods import Method
 
-_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
-"""Of the files without weights; they last as long as the process, like copies of the models that came from them."""
+_KEPT = ExitStack()
+"""Folders of the files without weights; they last as long as the process, as copies of the models may."""
+atexit.register(_KEPT.close)
 
 
 class MergeConnector(SaveRestoreConnector):
@@ -86,10 +89,8 @@ class MergeConnector(SaveRestoreConnector):
             ConfigError: the file and the settings of this connector do not go together.
             CheckpointError, PlanError, MergeError: as by :func:`~nemo_merge.merging.merge`.
         """
-        with self._request_for(Path(restore_path)).plan() as merge:
-            folder = tempfile.TemporaryDirectory(prefix="nemo_merge-")
-            _FOLDERS.append(folder)
-            hollow = Path(folder.name, "merged.nemo")
+        with self._request_for(Path(restore_path)).plan() as merge, ExitStack() as folders:
+            hollow = Path(folders.enter_context(tempfile.TemporaryDirectory(prefix="nemo_merge-")), "merged.nemo")
             merge.write_without_weights(hollow)
             if not return_config:
                 AppState().model_restore_path = str(hollow)  # ModelPT has put the path of the user there
@@ -107,8 +108,11 @@ class MergeConnector(SaveRestoreConnector):
                 )
             finally:
                 self._merge = None
-            if not return_config and RECORD_KEY not in restored.cfg:  # the configuration is another one
+            if return_config:
+                return restored
+            if RECORD_KEY not in restored.cfg:  # the configuration is another one
                 set_record(restored, merge.record)
+            _KEPT.push(folders.pop_all())
         return restored
 
     def modify_state_dict(self, conf: Any, state_dict: Mapping[str, Tensor]) -> Any:

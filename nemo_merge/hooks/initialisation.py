@@ -127,9 +127,11 @@ def _merged_sources(cfg: Any) -> list[dict[str, Any]]:
     from ..checkpoints import open_checkpoint
 
     wanted = cfg.get(_NEMO_KEYS[0])
-    entries: list[Mapping[str, Any]] = [{"path": wanted}] if isinstance(wanted, str) else list((wanted or {}).values())
+    entries = [{"path": wanted}] if isinstance(wanted, str) else wanted.values() if hasattr(wanted, "values") else []
     sources = []
     for entry in entries:
+        if not isinstance(entry.get("path"), str):
+            continue  # NeMo will say what is wrong
         try:
             with open_checkpoint(entry["path"]) as checkpoint:
                 record = checkpoint.metadata.provenance
