@@ -6,7 +6,6 @@ import importlib
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +94,5 @@ def _build(number: int, entry: Any) -> Callback:
     try:
         built: Callback = callback(**settings)
     except (NemoMergeError, TypeError, ValueError) as error:
-        # Other keys are parameters of a method, which does not know the callback's own settings.
-        meant = [close[0] for key in other if (close := get_close_matches(key, named, n=1, cutoff=0.8))]
-        hint = f"; or did you mean the callback's {', '.join(map(repr, meant))}?" if meant else ""
-        raise ConfigError(f"{place}: {error}{hint}") from error
+        raise ConfigError(f"{place}: {error}") from error
     return built

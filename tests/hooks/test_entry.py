@@ -27,7 +27,7 @@ class Named:
 class Open:
     """Passes on what it does not know, as callbacks do to merging methods."""
 
-    def __init__(self, base=None, every_n_steps: int = 1, **parameters) -> None:
+    def __init__(self, base=None, **parameters) -> None:
         if parameters.keys() - {"density"}:
             raise ConfigError(f"there is no parameter {min(parameters)!r}")
         self.parameters = parameters
@@ -73,10 +73,7 @@ def test_entries_are_names_or_mappings(known):
             r"callback 1 \(named\): there is no setting 'evry'; did you mean 'every'",
         ),
         (["named"], r"callback 1 \(named\): base missing"),
-        (
-            [{"name": "open", "every_n_step": 2}],
-            r"no parameter 'every_n_step'; or did you mean the callback's 'every_n_steps'",
-        ),
+        ([{"name": "open", "dnsity": 2}], r"callback 1 \(open\): there is no parameter 'dnsity'"),
         ([{"name": "named", "base": "b", "every": 0}], r"callback 1 \(named\): every=0 is not positive"),
     ],
 )
