@@ -47,8 +47,7 @@ def callbacks_from_file(path: str | os.PathLike[str]) -> list[Callback]:
 def callbacks_from_config(entries: Any) -> list[Callback]:
     """Builds callbacks.
 
-    Example:
-        >>> callbacks_from_config(["provenance"])  # doctest: +SKIP
+    For example ``[{"name": "merge", "base": "base.nemo", "output": "merged.nemo"}, "provenance"]``.
 
     Args:
         entries: a list; every entry is the name of a callback (``merge``, ``checkpoint_merge``, ``continual_merge``,

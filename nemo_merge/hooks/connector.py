@@ -20,7 +20,7 @@ from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils import AppState
 
 from ..errors import ConfigError
-from .provenance import RECORD_KEY, set_record
+from .provenance import set_record
 from .request import YAML_SUFFIXES, MergeRequest
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ class MergeConnector(SaveRestoreConnector):
                 self._merge = None
             if return_config:
                 return restored
-            if RECORD_KEY not in restored.cfg:  # the configuration is another one
-                set_record(restored, merge.record)
+            set_record(restored, merge.record)  # also where another configuration overrides the merge's
             _KEPT.push(folders.pop_all())
         return restored
 

@@ -28,8 +28,13 @@ def init_from_merge(
     """Gives a model the weights of a merge, which is made in memory.
 
     Example:
-        >>> init_from_merge(model, {"base": "base.nemo", "experts": ["a.nemo", "b.nemo"], "method": "ties"},
-        ...                 include=["encoder"])  # doctest: +SKIP
+        >>> import tempfile, torch
+        >>> folder, model = tempfile.mkdtemp(), torch.nn.Linear(2, 1)
+        >>> for name, value in {"base": 0.0, "a": 1.0, "b": 3.0}.items():
+        ...     torch.save({"weight": torch.full((1, 2), value), "bias": torch.zeros(1)}, f"{folder}/{name}.pt")
+        >>> merge = {"base": f"{folder}/base.pt", "experts": [f"{folder}/a.pt", f"{folder}/b.pt"], "method": "soup"}
+        >>> init_from_merge(model, merge, include=["weight"]), model.weight.tolist()
+        (['weight'], [[2.0, 2.0]])
 
     Args:
         model: a NeMo model, or any ``torch.nn.Module`` with tensors of the same names.

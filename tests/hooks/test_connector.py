@@ -153,6 +153,7 @@ def test_options_of_restore_from_are_those_of_nemo(characters):
     with open_dict(stock):
         stock.encoder.n_layers = 1
         stock.note = "mine"
+        stock.nemo_merge = {"of": "another merge"}
     with pytest.raises(RuntimeError, match="Unexpected key"):
         restore(characters.base, MergeConnector(characters.experts), override_config_path=stock)
     model = restore(characters.base, MergeConnector(characters.experts), override_config_path=stock, strict=False)
