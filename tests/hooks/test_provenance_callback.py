@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from nemo_merge import merge, open_checkpoint
-from nemo_merge.errors import CheckpointError
-from nemo_merge.merging.reproduce import reproduce
-from tests.fixtures import nemo_models
-from tests.fixtures.audio import write_audio, write_manifest
+soundfile = pytest.importorskip("soundfile")
+from nemo_merge import merge, open_checkpoint  # noqa: E402
+from nemo_merge.errors import CheckpointError  # noqa: E402
+from nemo_merge.merging.reproduce import reproduce  # noqa: E402
+from tests.fixtures import nemo_models  # noqa: E402
+from tests.fixtures.audio import write_audio, write_manifest  # noqa: E402
 
 pytestmark = [pytest.mark.nemo, pytest.mark.skipif(find_spec("nemo") is None, reason="NeMo is not installed")]
-pytest.importorskip("soundfile")
 
 
 @pytest.fixture(scope="module")

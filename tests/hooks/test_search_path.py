@@ -28,12 +28,22 @@ def test_the_package_has_the_files_of_the_repository():
     }
 
 
-def test_defaults_of_a_merge(tmp_path):
-    config = composed(
-        tmp_path,
-        "defaults: [nemo_merge/merge, _self_]\nname: run\ninit_from_merge: ${nemo_merge.merge}\n"
-        "nemo_merge: {merge: {base: base.nemo, experts: [a.nemo]}}\n",
-    )
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("init_from_merge: ${nemo_merge.merge}\nnemo_merge: {merge: {base: base.nemo, experts: [a.nemo]}}\n", []),
+        (
+            "",
+            [
+                "+init_from_merge=${nemo_merge.merge}",
+                "nemo_merge.merge.base=base.nemo",
+                "nemo_merge.merge.experts=[a.nemo]",
+            ],
+        ),
+    ],
+)
+def test_defaults_of_a_merge(tmp_path, text, overrides):
+    config = composed(tmp_path, f"defaults: [nemo_merge/merge, _self_]\nname: run\n{text}", *overrides)
     settings, method = settings_of(OmegaConf.to_container(config.init_from_merge, resolve=True))
     assert (settings.base, settings.experts, method) == ("base.nemo", ["a.nemo"], methods.get("boosted_tsvm"))
 
