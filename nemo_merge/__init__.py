@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from . import methods as methods
     from .checkpoints import open_checkpoint as open_checkpoint
     from .errors import NemoMergeError as NemoMergeError
+    from .hooks import register as register
+    from .hooks import unregister as unregister
     from .merging import MergeReport as MergeReport
     from .merging import merge as merge
     from .merging import merge_state_dicts as merge_state_dicts
@@ -32,7 +34,9 @@ _HOMES = {
     "methods": None,
     "open_checkpoint": "checkpoints",
     "plan_merge": "merging",
+    "register": "hooks",
     "sweep": "merging",
+    "unregister": "hooks",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -63,12 +63,18 @@ class StateDictCheckpoint(Checkpoint):
 
 
 class StateDictWriter(Writer):
-    """Collects tensors on the devices of the template's tensors; :attr:`state_dict` holds the result."""
+    """Collects tensors; :attr:`state_dict` holds the result.
 
-    def __init__(self, template: StateDictCheckpoint, specs: Mapping[str, TensorSpec]) -> None:
+    Args:
+        template: gives the names and their order; where it is in memory, its tensors' devices are the result's too.
+        specs: shape and type of every tensor, tied names left out.
+    """
+
+    def __init__(self, template: Checkpoint, specs: Mapping[str, TensorSpec]) -> None:
         self._template = template
+        in_memory = isinstance(template, StateDictCheckpoint)
         self.state_dict: dict[str, Tensor] = {
-            name: torch.empty(spec.shape, dtype=spec.dtype, device=template[name].device)
+            name: torch.empty(spec.shape, dtype=spec.dtype, device=template[name].device if in_memory else "cpu")
             for name, spec in specs.items()
         }
 

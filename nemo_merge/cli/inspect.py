@@ -52,5 +52,6 @@ def command(file: Path, tensors: bool) -> None:
                 )
             out.print(table)
         if metadata.provenance:
-            out.print(Text("merged with nemo_merge:"))
+            trained = "started_from" in metadata.provenance
+            out.print(Text("trained since it was merged with nemo_merge:" if trained else "merged with nemo_merge:"))
             out.print(Text(yaml.safe_dump(dict(metadata.provenance), sort_keys=False, allow_unicode=True, width=120)))

@@ -105,7 +105,6 @@ def _plain(arguments: Sequence[str], grid: dict[str, list[Any]] | None) -> dict[
     """The settings of file and overrides as plain data."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
 
     config, rest = read_file(arguments)
     try:
@@ -119,8 +118,23 @@ def _plain(arguments: Sequence[str], grid: dict[str, list[Any]] | None) -> dict[
             _add_to_grid(grid, override)
             continue
         _set(config, override.key_or_group, override.value(), remove=override.is_delete())
+    return plain_settings(config)
+
+
+def plain_settings(config: Any) -> dict[str, Any]:
+    """Settings as plain data, interpolations resolved.
+
+    Args:
+        config: a mapping, perhaps OmegaConf's.
+
+    Raises:
+        ConfigError: an interpolation that leads nowhere, or a value that is still to be given.
+    """
+    from omegaconf import OmegaConf
+
     with _explained():
-        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
+        config = config if OmegaConf.is_config(config) else OmegaConf.create(config)
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -152,20 +166,29 @@ def read_file(arguments: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]:
     """The settings of the YAML file that comes first, if one does, and the remaining arguments."""
     if not arguments or "=" in arguments[0] or arguments[0].startswith(("+", "~")):
         return {}, arguments
-    path = Path(arguments[0])
+    config = read_yaml(Path(arguments[0]), " (settings are written KEY=VALUE)")
+    if isinstance(config.get("method"), str):
+        config["method"] = {"name": config["method"]}
+    return config, arguments[1:]
+
+
+def read_yaml(path: Path, hint: str = "") -> dict[str, Any]:
+    """The settings of a YAML file as it stands; ``hint`` is what to say beside "no such file".
+
+    Raises:
+        ConfigError: it is missing, no YAML, or not a mapping.
+    """
     import yaml
 
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file (settings are written KEY=VALUE)") from error
+        raise ConfigError(f"{path}: no such file{hint}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: not a mapping of settings")
-    if isinstance(config.get("method"), str):
-        config["method"] = {"name": config["method"]}
-    return config, arguments[1:]
+    return config
 
 
 def _add_to_grid(grid: dict[str, list[Any]] | None, override: Override) -> None:

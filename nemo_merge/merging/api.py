@@ -201,7 +201,7 @@ def merge_variants(
         if again is not None:
             writers = again.finish(writers, overwrite=options.overwrite, workers=options.workers)
         warnings = [
-            tuple([*plan.warnings, *_rounding_warnings(execution)])
+            tuple([*plan.warnings, *rounding_warnings(execution)])
             for plan, execution in zip(plans, executions, strict=True)
         ]
         with ranks.together():
@@ -334,7 +334,7 @@ def merge_state_dicts(
     assert isinstance(writer, StateDictWriter)
     execution = execute(plan, writer, workers=workers)
     writer.commit()
-    for warning in (*plan.warnings, *_rounding_warnings(execution)):
+    for warning in (*plan.warnings, *rounding_warnings(execution)):
         logger.warning(warning)
     return {name: writer.state_dict.get(name, value) for name, value in template.items()}
 
@@ -362,7 +362,8 @@ def _check_output_is_no_input(output: Path, inputs: Sequence[Checkpoint]) -> Non
             )
 
 
-def _rounding_warnings(execution: Execution) -> list[str]:
+def rounding_warnings(execution: Execution) -> list[str]:
+    """What to tell of a merge whose output type is too coarse for what it changed."""
     return [
         f"rounding to {str(dtype).removeprefix('torch.')} loses {rounding.share:.0%} of what the merge changes; "
         "pass dtype=float32 to keep it"
