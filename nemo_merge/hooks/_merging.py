@@ -25,7 +25,7 @@ from ..merging.ranks import Ranks
 from ..methods import Method
 from ._choice import Choice, Metrics
 from ._settings import check_same_on_all_ranks, check_whole_model, path_of
-from ._validation import REMEDY, averaged_weights, check_validation_data, logged_by_validation, ranks_of, validate
+from ._validation import REMEDY, averaged_weights, check_validation_data, logged_since, ranks_of, validate
 from ._weights import save_model, swapped, trained
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class MergingCallback(Callback):
         """Where outputs are made, beside the place that they will have."""
         self._best: float | None = None
         self._published = False
+        self._logged_before: Mapping[str, Any] = {}
         self._validated: tuple[tuple[int, ...], Metrics] | None = None
         self._failures: list[NemoMergeError] = []
 
@@ -130,10 +131,13 @@ class MergingCallback(Callback):
         if self.choice.terms:
             check_validation_data(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged_before = dict(trainer.callback_metrics)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        logged = logged_by_validation(trainer)
+        logged = logged_since(trainer, self._logged_before)
         self.choice.check(logged)
         if not trainer.sanity_checking:
             self._validated = (_state(trainer, pl_module), logged)
@@ -153,6 +157,10 @@ class MergingCallback(Callback):
             self._clean_up()
         if self._failures:
             raise self._failures.pop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero:
+            self._clean_up()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best, "published": self._published}
@@ -242,6 +250,7 @@ class MergingCallback(Callback):
         self.folder.mkdir()
 
     def _clean_up(self) -> None:
+        """Removes the folder, whether the training ended well or not."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _check(self, module: LightningModule) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,9 @@ def check_validation_data(trainer: Trainer) -> None:
         raise ConfigError(f"there are no validation data to compare the merged model on; {REMEDY}")
 
 
-def logged_by_validation(trainer: Trainer) -> dict[str, float]:
-    """The metrics of the validation that ends now; for ``on_validation_end``."""
-    return {name: float(value) for name, value in trainer._logger_connector.metrics["callback"].items()}
+def logged_since(trainer: Trainer, before: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that validation has logged since ``before``, a copy of the trainer's metrics, was made."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if before.get(name) is not value}
 
 
 def validate(trainer: Trainer, ranks: Ranks) -> dict[str, float]:

@@ -213,8 +213,8 @@ class CheckpointMergeCallback(MergingCallback):
         self.snapshots.tidy([_START])
 
     def _clean_up(self) -> None:
-        """Keeps the snapshots of a merge that failed, and of an interrupted training that cannot go on yet."""
-        if self.snapshots.storage == "disk" and (self._failures or (self._resumed is not None and not self.outcomes)):
+        """Keeps the snapshots of an interrupted training, and of a merge that failed."""
+        if self.snapshots.storage == "disk" and not self.outcomes and (self.snapshots.items or self._resumed):
             logger.warning("%s: the snapshots of this training are kept here", self.folder)
         else:
             super()._clean_up()
