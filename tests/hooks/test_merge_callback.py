@@ -161,11 +161,11 @@ def test_what_cannot_work_is_said_before_the_first_step(home, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"val": []}])
+@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"loaders": []}])
 def test_a_metric_needs_validation_data(home, tmp_path, options):
-    model = Tiny()
-    if "val" in options:
-        model.val_dataloader = lambda loaders=options.pop("val"): loaders
+    options, model = dict(options), Tiny()
+    loaders = options.pop("loaders", model.val_dataloader())
+    model.val_dataloader = lambda: loaders
     with pytest.raises(ConfigError, match=r"validation data|validates nothing"):
         fit(model, callback(home, tmp_path), **options)
 
