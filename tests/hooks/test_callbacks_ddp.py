@@ -72,9 +72,9 @@ def folder(tmp_path_factory):
     save_file(weights_of(Tiny()), folder / "base.safetensors")
     save_file(weights_of(Tiny(1)), folder / "expert.safetensors")
     (folder / "script.py").write_text(SCRIPT)
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", str(folder / "script.py")]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(folder / "script.py")]
     done = subprocess.run(
-        [sys.executable, *command, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=500
+        [sys.executable, *command, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
