@@ -91,6 +91,11 @@ class MergingCallback(Callback):
         self._validated: tuple[tuple[int, ...], Metrics] | None = None
         self._failures: list[NemoMergeError] = []
 
+    @property
+    def state_key(self) -> str:
+        """Tells several such callbacks of one trainer apart in its checkpoints."""
+        return self._generate_state_key(output=self.output.name)
+
     # What the subclasses say.
 
     def sample_inputs(self, module: LightningModule) -> Inputs:
@@ -153,10 +158,10 @@ class MergingCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        if self._failures:
+            raise self._failures.pop()  # Lightning calls on_exception then
         if trainer.is_global_zero:
             self._clean_up()
-        if self._failures:
-            raise self._failures.pop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.is_global_zero:
@@ -176,13 +181,14 @@ class MergingCallback(Callback):
         What goes wrong does not end the training, whose result is worth more than the merge: it is logged at once and
         raised when the training is over and its checkpoints are written.
         """
-        try:
-            with isolate_rng(), averaged_weights(trainer, self):
-                self._merge(trainer, module, ranks_of(trainer))
-        except NemoMergeError as error:
-            self._failures.append(error)
-            if not error.silent:
-                logger.error("%s at step %d: %s", type(self).__name__, trainer.global_step, error)
+        with isolate_rng():
+            try:
+                with averaged_weights(trainer, self):
+                    self._merge(trainer, module, ranks_of(trainer))
+            except NemoMergeError as error:
+                self._failures.append(error)
+                if not error.silent:
+                    logger.error("%s at step %d: %s", type(self).__name__, trainer.global_step, error)
 
     def inputs(self, module: LightningModule, label: str) -> Inputs:
         """Base and experts of the merge that is done now."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from ..errors import ConfigError
 from ..merging.ranks import Ranks
@@ -47,9 +46,9 @@ def logged_since(trainer: Trainer, before: Mapping[str, Any]) -> dict[str, float
 def validate(trainer: Trainer, ranks: Ranks) -> dict[str, float]:
     """Runs the trainer's validation loop over its own data loaders with the weights that the model has now.
 
-    All hooks of the model run, those of callbacks do not, and nothing is logged. Metrics, progress, mode of the model
-    and the state of random number generators are afterwards what they were. All ranks call this; a metric that the
-    model does not reduce over ranks itself is averaged, so that all ranks get the same values.
+    All hooks of the model run, those of callbacks do not, and nothing is logged. Metrics, progress and mode of the model
+    are afterwards what they were; data loaders draw random numbers, so the caller isolates them. All ranks call this; a
+    metric that the model does not reduce over ranks itself is averaged, so that all ranks get the same values.
 
     Returns:
         The logged metrics by name, those of further data loaders with the model's prefixes.
@@ -67,21 +66,20 @@ def validate(trainer: Trainer, ranks: Ranks) -> dict[str, float]:
     replaced = {"callbacks": [], "_loggers": [], "_logger_connector": connector}
     before = {name: getattr(trainer, name) for name in replaced}
     stage = trainer.state.stage
-    with isolate_rng():
-        try:
-            fit.val_loop = loop
-            for name, value in replaced.items():
-                setattr(trainer, name, value)
-            trainer.validating = True
-            loop.run()
-            own = {name: float(value) for name, value in connector._callback_metrics.items()}
-        finally:
-            trainer.state.stage = stage
-            for name, value in before.items():
-                setattr(trainer, name, value)
-            fit.val_loop = outer
-            if loop._data_fetcher is not None:
-                loop._data_fetcher.teardown()
+    try:
+        fit.val_loop = loop
+        for name, value in replaced.items():
+            setattr(trainer, name, value)
+        trainer.validating = True
+        loop.run()
+        own = {name: float(value) for name, value in connector._callback_metrics.items()}
+    finally:
+        trainer.state.stage = stage
+        for name, value in before.items():
+            setattr(trainer, name, value)
+        fit.val_loop = outer
+        if loop._data_fetcher is not None:
+            loop._data_fetcher.teardown()
     everybody = ranks.all(own)
     return {name: sum(metrics[name] for metrics in everybody) / len(everybody) for name in own}
 

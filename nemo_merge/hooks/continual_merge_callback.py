@@ -99,6 +99,11 @@ class ContinualMergeCallback(Callback):
         self._chosen: dict[str, Tensor] = {}
         self._step_seen = 0
 
+    @property
+    def state_key(self) -> str:
+        """Tells several such callbacks of one trainer apart in its checkpoints."""
+        return self._generate_state_key(base=self._shown, every_n_steps=self.every, include=str(self.include))
+
     def coefficient(self, step: int) -> float:
         """C at a step, by the schedule."""
         if self.schedule == "constant" or not self.steps:

@@ -13,8 +13,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from nemo_merge import merge_state_dicts, open_checkpoint
 from nemo_merge.errors import ConfigError, NemoMergeError
 from nemo_merge.hooks import CheckpointMergeCallback
-from tests.fixtures.lightning_models import Tiny, fit, weights_of
+from tests.fixtures.lightning_models import Tiny, fit, weights_of, write_family
 from tests.fixtures.models import same
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return write_family(tmp_path_factory.mktemp("home"))
 
 
 class Recorder(Callback):

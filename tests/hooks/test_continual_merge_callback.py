@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,18 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("lightning")
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from nemo_merge.errors import ConfigError, NemoMergeError
 from nemo_merge.hooks import ContinualMergeCallback
-from tests.fixtures.lightning_models import Tiny, fit, weights_of
+from nemo_merge.hooks._settings import check_whole_model
+from tests.fixtures.lightning_models import Tiny, fit, weights_of, write_family
 from tests.fixtures.models import same
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return write_family(tmp_path_factory.mktemp("home"))
 
 
 class Around(Callback):
@@ -180,3 +188,23 @@ def test_going_on_needs_the_same_start(tmp_path):
     fit(Tiny(), ContinualMergeCallback(), steps=6, ckpt_path=tmp_path / "last.ckpt")
     with pytest.raises(ConfigError, match="started from other weights"):
         fit(Tiny(seed=3), ContinualMergeCallback(), steps=6, ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_an_optimiser_with_weights_of_its_own_is_refused():
+    """It would write its copies over what is merged, at the next step."""
+
+    class Copies(Tiny):
+        def configure_optimizers(self):
+            return torch.optim.SGD(
+                [parameter.detach().double().requires_grad_() for parameter in self.parameters()], lr=0.1
+            )
+
+    with pytest.raises(ConfigError, match="keeps copies of the weights"):
+        fit(Copies(), ContinualMergeCallback(every_n_steps=1, alpha=0.5), steps=1)
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_strategies_that_spread_the_weights_are_refused(strategy):
+    trainer = SimpleNamespace(strategy=strategy())
+    with pytest.raises(ConfigError, match=strategy.__name__):
+        check_whole_model(trainer, "ContinualMergeCallback")

@@ -15,8 +15,13 @@ from lightning.pytorch import Callback
 from nemo_merge import merge, merge_state_dicts, open_checkpoint
 from nemo_merge.errors import CheckpointError, ConfigError, NemoMergeError, OutputError, PlanError
 from nemo_merge.hooks import MergeCallback
-from tests.fixtures.lightning_models import Tiny, data, fit, weights_of
+from tests.fixtures.lightning_models import Tiny, data, fit, weights_of, write_family
 from tests.fixtures.models import same
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return write_family(tmp_path_factory.mktemp("home"))
 
 
 def callback(home, tmp_path, *, experts=("expert",), **settings):
