@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,7 +159,7 @@ class MergingCallback(Callback):
         if stage != "fit":
             return
         if self._failures:
-            raise self._failures.pop()  # Lightning calls on_exception then
+            raise self._failures[0]  # Lightning calls on_exception then
         if trainer.is_global_zero:
             self._clean_up()
 
@@ -176,19 +176,22 @@ class MergingCallback(Callback):
     # What is done.
 
     def merge_now(self, trainer: Trainer, module: LightningModule) -> None:
-        """Merges, validates and keeps what the rule says; all ranks call this.
+        """Merges, validates and keeps what the rule says; all ranks call this."""
+        with isolate_rng(), self.tolerated(trainer), averaged_weights(trainer, self):
+            self._merge(trainer, module, ranks_of(trainer))
 
-        What goes wrong does not end the training, whose result is worth more than the merge: it is logged at once and
-        raised when the training is over and its checkpoints are written.
+    @contextmanager
+    def tolerated(self, trainer: Trainer) -> Iterator[None]:
+        """Keeps what goes wrong from ending the training, whose result is worth more than the merge.
+
+        It is logged at once, and raised when the training is over and its checkpoints are written.
         """
-        with isolate_rng():
-            try:
-                with averaged_weights(trainer, self):
-                    self._merge(trainer, module, ranks_of(trainer))
-            except NemoMergeError as error:
-                self._failures.append(error)
-                if not error.silent:
-                    logger.error("%s at step %d: %s", type(self).__name__, trainer.global_step, error)
+        try:
+            yield
+        except NemoMergeError as error:
+            self._failures.append(error)
+            if not error.silent:
+                logger.error("%s at step %d: %s", type(self).__name__, trainer.global_step, error)
 
     def inputs(self, module: LightningModule, label: str) -> Inputs:
         """Base and experts of the merge that is done now."""

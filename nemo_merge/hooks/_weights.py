@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import Checkpoint, Metadata, NemoCheckpoint, StateDictCheckpoint, open_checkpoint, writer_for
-from ..errors import CheckpointError
+from ..checkpoints._pending import explained
+from ..errors import CheckpointError, OutputError
 from ..merging.inputs import RenamedCheckpoint, renamed
 from ..merging.ranks import Ranks
 
@@ -98,12 +99,20 @@ def write_snapshot(module: LightningModule, path: Path) -> dict[str, str]:
     Returns:
         Names that share another tensor's data, with the name that owns it.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     held = StateDictCheckpoint(state_of(module))
     partial = path.with_name(f".{path.name}.partial")
-    save_file({name: held[name].cpu().contiguous() for name in held.specs if name not in held.ties}, partial)
-    os.replace(partial, path)
+    tensors = {name: held[name].cpu().contiguous() for name in held.specs if name not in held.ties}
+    try:
+        with explained(path):
+            save_file(tensors, partial)
+            os.replace(partial, path)
+    except SafetensorError as error:
+        raise OutputError(f"{path}: cannot be written ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
     return dict(held.ties)
 
 
@@ -111,8 +120,12 @@ def save_model(module: LightningModule, path: Path) -> None:
     """Saves the model, a NeMo model with its own ``save_to``; the file appears at once."""
     if _is_nemo(module):
         partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-        cast(Any, module).save_to(str(partial))
-        os.replace(partial, path)
+        try:
+            with explained(path):
+                cast(Any, module).save_to(str(partial))
+                os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
         return
     weights = TrainedTensors(StateDictCheckpoint(state_of(module)), "model in training")
     specs = {name: spec for name, spec in weights.specs.items() if name not in weights.ties}

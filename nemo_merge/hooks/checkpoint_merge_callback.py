@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints import Checkpoint
 from ..errors import ConfigError, PlanError
 from ..merging.inputs import Source
 from ..merging.plan import BatchNorm, PlanOptions, Rules, Then
@@ -18,7 +19,7 @@ from ._choice import Choice, Keep, Metrics, Mode, Rule
 from ._merging import Inputs, MergingCallback
 from ._settings import method_of, natural
 from ._snapshots import Snapshot, Snapshots, Storage, saved_by_trainer, spread
-from ._validation import averaged_weights, ranks_of
+from ._validation import averaged_weights, averages, ranks_of
 from ._weights import trained
 
 if TYPE_CHECKING:
@@ -124,7 +125,9 @@ class CheckpointMergeCallback(MergingCallback):
         self._start: Snapshot | None = None
         self._resumed: dict[str, Any] | None = None
         self._step_seen = 0
-        self._saved: list[Source] = []
+        self._saver: Any = None
+        self._averages = False
+        self._merged = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -160,11 +163,11 @@ class CheckpointMergeCallback(MergingCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.from_checkpoints:
-            self._saved = self._checkpoints(trainer, pl_module)
+            self._saver, self._averages = trainer.checkpoint_callback, bool(averages(trainer))
         super().on_train_end(trainer, pl_module)
 
     def inputs(self, module: LightningModule, label: str) -> Inputs:
-        experts: list[Source] = list(self._saved if self.from_checkpoints else self.snapshots.opened(module))
+        experts: list[Source] = list(self._saved(module) if self._saver else self.snapshots.opened(module))
         if not experts:
             where = "the trainer has saved no checkpoint" if self.from_checkpoints else "no snapshot was taken"
             raise PlanError([f"{where} before the training ended; make the interval shorter"])
@@ -190,7 +193,7 @@ class CheckpointMergeCallback(MergingCallback):
 
     def _take(self, trainer: Trainer, module: LightningModule, score: float | None = None) -> None:
         ranks = ranks_of(trainer)
-        with averaged_weights(trainer, self), ranks.together():
+        with self.tolerated(trainer), averaged_weights(trainer, self), ranks.together():
             if ranks.first:
                 self.snapshots.add(module, trainer.global_step, score)
 
@@ -206,6 +209,8 @@ class CheckpointMergeCallback(MergingCallback):
             lost = self.snapshots.restore(self._resumed["snapshots"])
             if lost:
                 logger.warning("%s: the snapshots of steps %s are not there any more", self.folder, lost)
+            elif self.snapshots.storage == "memory":
+                logger.warning("snapshots in memory do not outlive a process: those before the interruption are lost")
             self._resume_start(self._resumed["start"])
         if self._start is not None and self._start.file is not None:
             os.replace(self.folder / self._start.file, self.folder / _START)
@@ -234,19 +239,18 @@ class CheckpointMergeCallback(MergingCallback):
         saver: Any = trainer.checkpoint_callback
         if saver is None:
             raise ConfigError("from_checkpoints=true, but the trainer saves none; add exp_manager or a ModelCheckpoint")
+        if self.best and saver.monitor is None:
+            raise ConfigError(
+                "from_checkpoints=true with best=: the trainer's ModelCheckpoint has no monitor; use last="
+            )
         if 0 <= saver.save_top_k < self.count:  # -1 keeps all
             raise ConfigError(
                 f"from_checkpoints=true: the trainer keeps {saver.save_top_k} checkpoints, but {self.count} are to be "
                 f"merged; set its save_top_k to {self.count} (exp_manager.checkpoint_callback_params.save_top_k)"
             )
 
-    def _checkpoints(self, trainer: Any, module: LightningModule) -> list[Source]:
-        ema = any(
-            getattr(other, "_should_validate_ema_weights", lambda _: False)(trainer) for other in trainer.callbacks
-        )
-        if not trainer.is_global_zero:
-            return []
-        saved = saved_by_trainer(trainer.checkpoint_callback, self.count, self.best, ema)
+    def _saved(self, module: LightningModule) -> list[Checkpoint]:
+        saved = saved_by_trainer(self._saver, self.count, self.best, self._averages)
         return [trained(module, self.folder, path, held) for path, held in saved]
 
 

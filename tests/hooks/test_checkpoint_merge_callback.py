@@ -135,6 +135,7 @@ def test_bad_settings_are_refused_when_they_are_given(tmp_path, settings, messag
     ("settings", "message"),
     [
         ({"from_checkpoints": True, "last": 3}, "keeps 1 checkpoints, but 3"),
+        ({"from_checkpoints": True, "best": 1}, "no monitor"),
         ({"base": "nowhere.safetensors"}, "nowhere.safetensors"),
         ({"base": "other.safetensors", "method": "ties"}, "'linear2.bias' is"),
     ],
@@ -187,3 +188,15 @@ def test_an_interrupted_training_finds_its_snapshots_and_its_start(tmp_path):
     expected = merge_state_dicts(weights_of(Tiny()), [recorder.weights[step] for step in (2, 4, 6, 8)], "ties")
     assert same(load_file(output), expected)
     assert not (tmp_path / ".merged.safetensors.training").exists()
+
+
+def test_a_snapshot_that_cannot_be_written_does_not_end_the_training(home, tmp_path, monkeypatch):
+    def full(tensors, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    model = Tiny()
+    with pytest.raises(NemoMergeError, match="no space left"):
+        fit(model, CheckpointMergeCallback(tmp_path / "merged.safetensors", last=2))
+    monkeypatch.undo()
+    assert same(weights_of(model), load_file(home / "alone.safetensors"))
