@@ -46,9 +46,9 @@ def logged_since(trainer: Trainer, before: Mapping[str, Any]) -> dict[str, float
 def validate(trainer: Trainer, ranks: Ranks) -> dict[str, float]:
     """Runs the trainer's validation loop over its own data loaders with the weights that the model has now.
 
-    All hooks of the model run, those of callbacks do not, and nothing is logged. Metrics, progress and mode of the model
-    are afterwards what they were; data loaders draw random numbers, so the caller isolates them. All ranks call this; a
-    metric that the model does not reduce over ranks itself is averaged, so that all ranks get the same values.
+    All hooks of the model run, those of callbacks do not, and nothing is logged. Metrics, progress and mode of the
+    model are afterwards what they were; data loaders draw random numbers, so the caller isolates them. All ranks call
+    this; a metric that the model does not reduce over ranks itself is averaged, so that all get the same values.
 
     Returns:
         The logged metrics by name, those of further data loaders with the model's prefixes.
