@@ -257,4 +257,6 @@ class CheckpointMergeCallback(MergingCallback):
 def _check_count(method: Method, count: int) -> None:
     most = method.maximum_experts
     if count < method.minimum_experts or (most is not None and count > most):
-        raise ConfigError(f"{method.name} cannot merge {count} snapshots; it takes {method.minimum_experts} to {most}")
+        raise ConfigError(
+            f"{method.name} cannot merge {count} snapshots; it takes {method.minimum_experts} to {most or 'any number'}"
+        )
