@@ -39,8 +39,8 @@ class ContinualMergeCallback(Callback):
     """Sets ``W <- base + c (W - base)`` while a model is fine-tuned, or once at the end.
 
     At the end only, with c = 0.25, this is the interpolation of Speech-FT (Lin et al., 2025, arXiv 2502.12672), meant
-    to keep what fine-tuning would make a model forget. Applied every few steps it pulls the weights back all the time, as
-    a decay toward the base does, and c may follow a schedule.
+    to keep what fine-tuning would make a model forget. Applied every few steps it pulls the weights back all the time,
+    as a decay toward the base does, and c may follow a schedule.
 
     Weights are changed in place, the same way on all ranks; the optimiser keeps its moments. Validation and checkpoints
     after a step see the changed weights, and what NeMo saves at the end has them.
