@@ -79,7 +79,7 @@ LAYERS = {
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "__init__"},
     "training": {"errors"},
     "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting"},
-    "hooks": {"errors", "methods", "checkpoints", "merging", "corpora", "cli", "__init__"},
+    "hooks": {"errors", "tensors", "methods", "checkpoints", "merging", "corpora", "cli", "__init__"},
     "configs": set(),
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
 }
