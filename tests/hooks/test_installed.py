@@ -60,6 +60,13 @@ print(json.dumps([nemo_merge.__file__, config.nemo_merge.merge.method.name]))
 """
 
 
+CALLBACKS = """\
+callbacks:
+  - provenance
+  - {name: checkpoint_merge, output: averaged.nemo, last: 2, every_n_steps: 1, monitor: null}
+"""
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
     """A copy, so that building leaves nothing in the repository."""
@@ -171,7 +178,7 @@ def test_a_script_of_nemo_starts_from_a_merge(wheel, characters, tmp_path):
     }  # fmt: skip
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "run.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (tmp_path / "callbacks.yaml").write_text("callbacks: [provenance]\n")
+    (tmp_path / "callbacks.yaml").write_text(CALLBACKS)
     (tmp_path / "speech_to_text_ctc.py").write_text(SCRIPT)
     python = environment(tmp_path / "venv", str(wheel))
     run(
@@ -194,3 +201,5 @@ def test_a_script_of_nemo_starts_from_a_merge(wheel, characters, tmp_path):
     (start,), (training,) = record["started_from"], record["training"]
     assert (start["how"], start["merged_from"]["method"]["weights"]) == ("init_from_merge", [3.0, 1.0])
     assert (training["from_step"], training["to_step"]) == (0, 2)
+    with open_checkpoint(tmp_path / "averaged.nemo") as averaged:
+        assert averaged.metadata.provenance["method"]["name"] == "soup"
