@@ -55,10 +55,17 @@ class CheckpointMergeCallback(MergingCallback):
         overwrite: replace an output that exists.
         keep: ``merged``, ``better`` (the merged model or the last weights) or ``both``, as of
             :class:`~nemo_merge.hooks.MergeCallback`.
-        monitor, mode, min_delta, limits: as there; merged and last weights are validated and logged unless ``monitor``
-            is None.
-        rules, then, batch_norm, audio, dtype, device, workers: as of :func:`nemo_merge.merge`. By default running
-            statistics are averaged.
+        monitor: as there; merged and last weights are validated and logged unless it is None.
+        mode: as there.
+        min_delta: as there.
+        limits: as there.
+        rules: as of :func:`nemo_merge.merge`.
+        then: as of :func:`nemo_merge.merge`.
+        batch_norm: as of :func:`nemo_merge.merge`; running statistics are averaged by default.
+        audio: as of :func:`nemo_merge.merge`.
+        dtype: as of :func:`nemo_merge.merge`.
+        device: as of :func:`nemo_merge.merge`.
+        workers: as of :func:`nemo_merge.merge`.
         **parameters: parameters of the method.
 
     Raises:

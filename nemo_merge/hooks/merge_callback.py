@@ -47,8 +47,14 @@ class MergeCallback(MergingCallback):
         mode: ``min`` or ``max``.
         min_delta: by how much the merged model must be better; negative where it may be a little worse.
         limits: by how much it may be worse in other metrics.
-        rules, then, batch_norm, audio, dtype, vocabulary, device, workers: as of :func:`nemo_merge.merge`; a vocabulary
-            of ``union`` is refused.
+        rules: as of :func:`nemo_merge.merge`.
+        then: as of :func:`nemo_merge.merge`.
+        batch_norm: as of :func:`nemo_merge.merge`.
+        audio: as of :func:`nemo_merge.merge`.
+        dtype: as of :func:`nemo_merge.merge`.
+        vocabulary: as of :func:`nemo_merge.merge`; ``union`` is refused.
+        device: as of :func:`nemo_merge.merge`.
+        workers: as of :func:`nemo_merge.merge`.
         **parameters: parameters of the method, ``scale`` and ``weights`` among them.
 
     Raises:
