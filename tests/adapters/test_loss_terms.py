@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from nemo_merge.adapters import StillBatchNorm, add_loss_term, inject_bayesian_lora, kl_divergence, sampling
+from nemo_merge.adapters import (
+    StillBatchNorm,
+    add_loss_term,
+    inject_bayesian_lora,
+    kl_divergence,
+    remove_adapter,
+    sampling,
+)
 from nemo_merge.errors import ConfigError
 from tests.fixtures.lora import Net, settings, shaken
 
@@ -147,6 +154,10 @@ def test_bad_input():
         inject_bayesian_lora(task, settings(target_modules=["linear_q"]))
     assert task.state_dict().keys() == Task().state_dict().keys()
     task = Task()
+    inject_bayesian_lora(task, settings(target_modules=["linear_q"]), "news-1")
+    assert list(vars(task)["training_step"].terms) == ["kl_news_1"]
+    remove_adapter(task, "news-1")
+    assert "training_step" not in vars(task)
     add_loss_term(task, "wrong", lambda model: torch.zeros(2))
     with pytest.raises(ConfigError, match=r"'wrong' is a tensor of shape \[2\], not a tensor with one value"):
         task.training_step(torch.zeros(1, 2, 12), 0)
