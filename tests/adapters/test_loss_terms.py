@@ -128,6 +128,19 @@ def test_the_schedule_follows_the_optimiser_steps():
     assert seen == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
 
 
+def test_training_in_16_bits_keeps_posteriors_in_float32():
+    task = Task(rate=1e-3)
+    inject_bayesian_lora(task, settings(target_modules=["linear_q"]))
+    rho = task.net.layers[0].linear_q.lora_rho_A["default"]
+    before = rho.detach().clone()
+    fit(task, steps=3, precision="bf16-true")
+    assert {value.dtype for name, value in task.named_parameters() if "lora_" in name} == {torch.float32}
+    assert task.net.head.weight.dtype == torch.bfloat16
+    assert rho is task.net.layers[0].linear_q.lora_rho_A["default"]
+    assert (rho != before).float().mean() > 0.3  # the smallest steps are below the grid of float32 too
+    assert (rho - before).abs().max() < 0.02  # less than bfloat16 can tell apart at -5
+
+
 def test_the_callback_keeps_statistics_still_during_fit():
     task = Task().requires_grad_(False)
     task.net.head.requires_grad_(True)
