@@ -61,7 +61,7 @@ LAYERS = {
     "vocabulary": {"errors", "tensors"},
     "methods": {"errors", "tensors", "linalg", "low_rank", "posterior"},
     "checkpoints": {"errors", "tensors", "low_rank", "posterior", "vocabulary"},
-    "adapters": {"errors", "methods", "checkpoints", "merging", "__init__"},
+    "adapters": {"errors", "low_rank", "posterior", "methods", "checkpoints", "merging", "__init__"},
     "scoring": {"errors"},
     "corpora": {"errors"},
     "merging": {
