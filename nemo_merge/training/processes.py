@@ -15,7 +15,7 @@ _PATIENCE = 20  # seconds for a process to end by itself
 
 
 def run_job(
-    file: Path, processes: int, say: Report, other: Callable[[str], None], errors: IO[str] | int | None = None
+    file: Path, processes: int, say: Report, other: Callable[[str], object], errors: IO[str] | int | None = None
 ) -> int:
     """Runs ``python -m nemo_merge.training FILE`` and passes on what it reports; ends it if this call is interrupted.
 
