@@ -136,7 +136,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("epochs", [False, True], ids=["steps", "epochs"])
+@pytest.mark.parametrize("epochs", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["steps", "epochs"])
 def test_a_resumed_run_ends_like_one_that_was_not_interrupted(home, job, tmp_path, epochs):
     """Within an epoch and in a later one, with dropout, dither, posterior samples, accumulation and validation."""
     length = {"epochs": 3} if epochs else {"steps": 7}
