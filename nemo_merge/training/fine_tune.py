@@ -177,6 +177,9 @@ def fine_tune(job: FineTuningJob, report: Report | None = None) -> Outcome:
     with open_dict(model.cfg):
         model.cfg.optim = OmegaConf.create(dict(job.optim))
         model.cfg.pop("optim_param_groups", None)
+    lightning.seed_everything(
+        job.seed, verbose=False
+    )  # adapters start alike whether the information was estimated or read
     make_trainable(job, model)
     add_regulariser(job, model, fisher)
     model.setup_training_data(OmegaConf.create(loader))

@@ -130,9 +130,8 @@ def _load(model: Any, checkpoint: str) -> None:
 def _write_model(job: FineTuningJob, model: Any, before: Mapping[str, Tensor] | None, made: Mapping[str, Any]) -> None:
     from omegaconf import open_dict
 
-    from .. import adapters
+    from .. import adapters, merge_state_dicts
     from ..checkpoints._nemo_config import PROVENANCE_KEY
-    from ..merging import merge_state_dicts
 
     if job.trains_adapter:
         adapters.merge_adapter(model)

@@ -242,6 +242,10 @@ def test_regularisers_hold_the_model_near_its_base(home, job, tmp_path, trainabl
             distances[name] = sum(float((output[name] - base[name]).square().sum()) for name in names)
     assert all(distance < distances["none"] for name, distance in distances.items() if name != "none")
     assert (tmp_path / "fisher.safetensors").is_file()
+    again = dataclasses.replace(one, output=str(tmp_path / "again.nemo"), regulariser=ewc)
+    fine_tune(again, lines.append)  # reads what the first run estimated
+    assert any("Fisher information from" in line for line in lines)
+    assert same(dict(open_checkpoint(tmp_path / "ewc.nemo")), dict(open_checkpoint(again.output)))
 
 
 def test_fisher_information_is_the_mean_square_of_the_gradients_of_single_utterances(home, tmp_path):
