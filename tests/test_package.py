@@ -77,14 +77,15 @@ LAYERS = {
         "__init__",
     },
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "__init__"},
-    "training": {"errors"},
-    "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting"},
-    "hooks": {"errors", "tensors", "methods", "checkpoints", "merging", "corpora", "cli", "__init__"},
+    "training": {"errors", "checkpoints", "adapters", "__init__"},
+    "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting", "training", "settings"},
+    "hooks": {"errors", "tensors", "methods", "checkpoints", "merging", "corpora", "settings", "__init__"},
+    "settings": {"errors", "methods"},
     "configs": set(),
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
 }
 WITHOUT_NEMO = (
-    "methods", "linalg", "low_rank", "posterior", "tensors", "vocabulary", "scoring", "checkpoints", "merging", "cli",
+    "methods", "linalg", "low_rank", "posterior", "tensors", "vocabulary", "scoring", "checkpoints", "merging", "settings", "cli",
 )  # fmt: skip
 
 

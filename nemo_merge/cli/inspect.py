@@ -53,5 +53,6 @@ def command(file: Path, tensors: bool) -> None:
             out.print(table)
         if metadata.provenance:
             trained = "started_from" in metadata.provenance
-            out.print(Text("trained since it was merged with nemo_merge:" if trained else "merged with nemo_merge:"))
+            made_by = "trained since it was merged with nemo_merge" if trained else "merged with nemo_merge"
+            out.print(Text(f"{metadata.provenance.get('made_by', made_by)}:"))
             out.print(Text(yaml.safe_dump(dict(metadata.provenance), sort_keys=False, allow_unicode=True, width=120)))

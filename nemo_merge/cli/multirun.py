@@ -67,8 +67,8 @@ def run_job(config: Any) -> str | None:
 
     from ..errors import ConfigError, NemoMergeError
     from ..merging import merge
+    from ..settings import settings_of
     from ._memory import return_large_buffers
-    from .settings import settings_of
 
     return_large_buffers()
     folder = Path(HydraConfig.get().runtime.output_dir)

@@ -1,48 +1,19 @@
-"""Reads the settings of a merge from a YAML file and from overrides in Hydra's grammar."""
+"""Reads settings from a YAML file and from overrides in Hydra's grammar."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, did_you_mean
+from ..settings import MergeSettings, plain_settings, read_yaml, settings_of, typed
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
     from ..methods import Method
-
-
-@dataclass
-class MergeSettings:
-    """The settings of a merge beside the method's own; the same words as the arguments of ``nemo_merge.merge``."""
-
-    base: str | None = None
-    experts: list[Any] = field(default_factory=list)
-    output: str | None = None
-    overwrite: bool = False
-    rules: list[Any] = field(default_factory=list)
-    then: list[Any] = field(default_factory=list)
-    batch_norm: str = "average"
-    audio: Any = None
-    dtype: str | None = None
-    vocabulary: str = "strict"
-    device: str = "cpu"
-    workers: int | None = None
-    as_adapter: Any = None
-
-    def plan_options(self) -> dict[str, Any]:
-        """Keyword arguments of :func:`~nemo_merge.merging.plan_merge`."""
-        names = ("rules", "then", "batch_norm", "audio", "dtype", "vocabulary", "device", "workers")
-        return {name: getattr(self, name) for name in names}
-
-    def merge_options(self) -> dict[str, Any]:
-        """Keyword arguments of :func:`~nemo_merge.merging.merge` beside the output and the method's parameters."""
-        return {"overwrite": self.overwrite, **self.plan_options()}
 
 
 @dataclass
@@ -59,9 +30,6 @@ class AnalyzeSettings:
     workers: int | None = None
 
 
-Settings = TypeVar("Settings", MergeSettings, AnalyzeSettings)
-
-
 def compose(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) -> tuple[MergeSettings, Method]:
     """Settings and method from ``[CONFIG.yaml] [KEY=VALUE]...``.
 
@@ -76,33 +44,21 @@ def compose(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) 
     Raises:
         ConfigError: a key or method that does not exist (with a suggestion), a value of the wrong type, a bad file.
     """
-    return settings_of(_plain(arguments, grid), grid)
+    return settings_of(given_settings(arguments, grid), grid)
 
 
-def settings_of(plain: dict[str, Any], grid: dict[str, list[Any]] | None = None) -> tuple[MergeSettings, Method]:
-    """Settings and method from plain data, as a file and overrides give it; arguments and errors as :func:`compose`."""
-    method = _method(plain.pop("method", "boosted_tsvm"))
-    if grid is not None:
-        _read_grid(plain.pop("grid", {}), grid)
-    known = [item.name for item in fields(MergeSettings)]
-    for key in plain:
-        if key not in known:
-            raise ConfigError(f"there is no setting {key!r}{_suggest(str(key), [*known, 'method'], method)}")
-    return _typed(plain, MergeSettings), method
-
-
-def compose_plain(arguments: Sequence[str], schema: type[Settings]) -> Settings:
+def compose_plain(arguments: Sequence[str], schema: type[AnalyzeSettings]) -> AnalyzeSettings:
     """Settings of a verb that takes no method, from ``[CONFIG.yaml] [KEY=VALUE]...``; errors as by :func:`compose`."""
-    plain = _plain(arguments, None)
+    plain = given_settings(arguments)
     known = [item.name for item in fields(schema)]
     for key in plain:
         if key not in known:
             raise ConfigError(f"there is no setting {key!r}{did_you_mean(str(key), known)}")
-    return _typed(plain, schema)
+    return typed(plain, schema)
 
 
-def _plain(arguments: Sequence[str], grid: dict[str, list[Any]] | None) -> dict[str, Any]:
-    """The settings of file and overrides as plain data."""
+def given_settings(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) -> dict[str, Any]:
+    """The settings of file and overrides as plain data; arguments and errors as :func:`compose`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -121,47 +77,6 @@ def _plain(arguments: Sequence[str], grid: dict[str, list[Any]] | None) -> dict[
     return plain_settings(config)
 
 
-def plain_settings(config: Any) -> dict[str, Any]:
-    """Settings as plain data, interpolations resolved.
-
-    Args:
-        config: a mapping, perhaps OmegaConf's.
-
-    Raises:
-        ConfigError: an interpolation that leads nowhere, or a value that is still to be given.
-    """
-    from omegaconf import OmegaConf
-
-    with _explained():
-        config = config if OmegaConf.is_config(config) else OmegaConf.create(config)
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _typed(plain: dict[str, Any], schema: type[Settings]) -> Settings:
-    from omegaconf import OmegaConf
-
-    if isinstance(plain.get("experts"), str):
-        plain["experts"] = [plain["experts"]]
-    with _explained():
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
-    assert isinstance(settings, schema)
-    return settings
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turns OmegaConf's errors into one sentence."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        yield
-    except OmegaConfBaseException as error:
-        place = getattr(error, "full_key", None)
-        raise ConfigError(f"{f'{place}: ' if place else ''}{str(error).splitlines()[0]}") from error
-
-
 def read_file(arguments: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]:
     """The settings of the YAML file that comes first, if one does, and the remaining arguments."""
     if not arguments or "=" in arguments[0] or arguments[0].startswith(("+", "~")):
@@ -172,25 +87,6 @@ def read_file(arguments: Sequence[str]) -> tuple[dict[str, Any], Sequence[str]]:
     return config, arguments[1:]
 
 
-def read_yaml(path: Path, hint: str = "") -> dict[str, Any]:
-    """The settings of a YAML file as it stands; ``hint`` is what to say beside "no such file".
-
-    Raises:
-        ConfigError: it is missing, no YAML, or not a mapping.
-    """
-    import yaml
-
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file{hint}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: not a mapping of settings")
-    return config
-
-
 def _add_to_grid(grid: dict[str, list[Any]] | None, override: Override) -> None:
     prefix, _, key = override.key_or_group.partition(".")
     if grid is None:
@@ -198,14 +94,6 @@ def _add_to_grid(grid: dict[str, list[Any]] | None, override: Override) -> None:
     if prefix != "method" or not key:
         raise ConfigError(f"{override.input_line}: only parameters of the method may have several values")
     grid[key] = list(override.sweep_iterator())
-
-
-def _read_grid(values: Any, grid: dict[str, list[Any]]) -> None:
-    """Adds the grid of a file; values of the command line win."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"grid={values!r} is not a mapping from parameters to lists of values")
-    for key, choices in values.items():
-        grid.setdefault(str(key), choices if isinstance(choices, list) else [choices])
 
 
 def _set(config: dict[str, Any], key: str, value: Any, *, remove: bool) -> None:
@@ -224,23 +112,3 @@ def _set(config: dict[str, Any], key: str, value: Any, *, remove: bool) -> None:
         del node[last]
     else:
         node[last] = value
-
-
-def _method(values: Any) -> Method:
-    from .. import methods
-
-    if isinstance(values, str):
-        values = {"name": values}
-    if not isinstance(values, dict):
-        raise ConfigError(f"method={values!r} is neither a name nor a mapping with a name")
-    return methods.get(values.pop("name", "boosted_tsvm"), **values)
-
-
-def _suggest(key: str, known: Sequence[str], method: Method) -> str:
-    from ..methods import parameters
-
-    own = [item.name for item in parameters(type(method))]
-    close = get_close_matches(key, [*own, *known], n=1, cutoff=0.6)
-    if close and close[0] in own:
-        return f"; did you mean 'method.{close[0]}'?"
-    return did_you_mean(key, known)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli.settings import plain_settings, read_yaml
 from ..errors import ConfigError, NemoMergeError, did_you_mean
+from ..settings import plain_settings, read_yaml
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback

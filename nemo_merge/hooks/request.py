@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli.settings import MergeSettings, plain_settings, read_yaml, settings_of
 from ..errors import ConfigError, NemoMergeError
+from ..settings import MergeSettings, plain_settings, read_yaml, settings_of
 
 if TYPE_CHECKING:
     from ..merging.in_memory import InMemoryMerge

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from ..training.jobs import REPORT_PREFIX, Job, write_job
+from ..training.jobs import Job, write_job
+from ..training.processes import run_job
 
 
 class JobError(RuntimeError):
@@ -45,18 +43,6 @@ def run_jobs(jobs: Mapping[str, Job], folder: Path, side_by_side: int, say: Call
 
 
 def _run(name: str, file: Path, processes: int, say: Callable[[str], None]) -> None:
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
-    command = [sys.executable, *launcher, "-m", "nemo_merge.training", str(file)]
-    # More BLAS threads than cores wait for each other by spinning, which can cost several times the work itself.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace", env=environment) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(REPORT_PREFIX):
-                say(line.removeprefix(REPORT_PREFIX).strip())
-            else:
-                print(line, end="")
-    if process.returncode:
-        raise JobError(f"{name}: the process ended with exit code {process.returncode}")
+    code = run_job(file, processes, say, lambda line: print(line, end=""))
+    if code:
+        raise JobError(f"{name}: the process ended with exit code {code}")

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from nemo_merge import methods
-from nemo_merge.cli.settings import MergeSettings, compose
+from nemo_merge.cli.settings import compose
+from nemo_merge.settings import MergeSettings
 
 FOLDER = Path(__file__).parents[2] / "configs" / "merge"
 
