@@ -75,7 +75,7 @@ LAYERS = {
     },
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "__init__"},
     "training": {"errors"},
-    "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting"},
+    "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting", "scoring"},
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
 }
 WITHOUT_NEMO = ("methods", "linalg", "low_rank", "tensors", "vocabulary", "scoring", "checkpoints", "merging", "cli")

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from ._libraries import library
 
 Costs = Literal["levenshtein", "sclite"]
@@ -19,8 +21,8 @@ def align(reference: Sequence[str], hypothesis: Sequence[str], costs: Costs = "l
         reference: tokens of what was said.
         hypothesis: tokens of what was recognised.
         costs: ``"levenshtein"`` counts every edit as one, which gives the smallest number of errors and is what jiwer,
-            NeMo and Kaldi report. ``"sclite"`` weighs substitutions 4 and deletions and insertions 3, as the NIST
-            Scoring Toolkit (SCTK) does: it aligns more naturally and may count a few errors more.
+            NeMo and Kaldi report. ``"sclite"`` weighs substitutions 4 and deletions and insertions 3 and gives the
+            alignment of the NIST Scoring Toolkit (SCTK), which may have a few errors more.
 
     Returns:
         Pairs of positions in the reference and in the hypothesis, in order; ``None`` in the first place is an
@@ -46,8 +48,13 @@ def count_edits(
 ) -> tuple[int, int, int]:
     """Numbers of substitutions, deletions and insertions of the cheapest alignment; see :func:`align`."""
     if costs == "sclite":
-        edits = library("kaldialign", "costs='sclite'").edit_distance(reference, hypothesis, sclite_mode=True)
-        return edits["sub"], edits["del"], edits["ins"]
+        pairs = _align_as_sclite(reference, hypothesis)
+        deletions = sum(heard is None for _, heard in pairs)
+        insertions = sum(said is None for said, _ in pairs)
+        substitutions = sum(
+            said is not None and heard is not None and reference[said] != hypothesis[heard] for said, heard in pairs
+        )
+        return substitutions, deletions, insertions
     distance = library("rapidfuzz.distance", "scoring").Levenshtein
     tags = Counter(edit.tag for edit in distance.editops(reference, hypothesis))
     return tags["replace"], tags["delete"], tags["insert"]
@@ -75,12 +82,46 @@ def error_slots(reference: Sequence[str], hypothesis: Sequence[str], costs: Cost
 
 
 def _align_as_sclite(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
-    # The empty string stands for nothing: no tokeniser gives it.
-    aligned = library("kaldialign", "costs='sclite'").align(reference, hypothesis, "", sclite_mode=True)
-    pairs: list[Pair] = []
-    said = heard = 0
-    for left, right in aligned:
-        pairs.append((said if left else None, heard if right else None))
-        said += bool(left)
-        heard += bool(right)
-    return pairs
+    """Costs and ties as in sclite: from the end, a match or substitution before an insertion before a deletion.
+
+    kaldialign has the same costs, but other ties, which gives MAPSSWE other segments than SCTK finds.
+    """
+    end = 0  # equal tokens at the end are matched in any case
+    while end < min(len(reference), len(hypothesis)) and reference[-1 - end] == hypothesis[-1 - end]:
+        end += 1
+    said, heard = len(reference) - end, len(hypothesis) - end
+    pairs: list[Pair] = [(said + index, heard + index) for index in reversed(range(end))]
+    steps = _sclite_steps(reference[:said], hypothesis[:heard])
+    while said or heard:
+        step = steps[said, heard]
+        said -= step != _INSERTION
+        heard -= step != _DELETION
+        pairs.append((None if step == _INSERTION else said, None if step == _DELETION else heard))
+    return pairs[::-1]
+
+
+_MATCH, _INSERTION, _DELETION = range(3)
+_SUBSTITUTION_COST, _GAP_COST = 4, 3
+
+
+def _sclite_steps(reference: Sequence[str], hypothesis: Sequence[str]) -> np.ndarray:
+    """The last step of the best alignment of every beginning of the reference with every one of the hypothesis."""
+    numbers: dict[str, int] = {}
+    said, heard = (
+        np.array([numbers.setdefault(token, len(numbers)) for token in tokens], dtype=np.int64)
+        for tokens in (reference, hypothesis)
+    )
+    insertions = _GAP_COST * np.arange(len(heard) + 1)
+    steps = np.empty((len(said) + 1, len(heard) + 1), dtype=np.uint8)
+    steps[0] = _INSERTION
+    costs = insertions
+    for row, token in enumerate(said, start=1):
+        matched = costs[:-1] + np.where(heard == token, 0, _SUBSTITUTION_COST)
+        without = costs + _GAP_COST
+        without[1:] = np.minimum(without[1:], matched)
+        # Any number of insertions may follow: the best over all places before, as if none had cost anything.
+        costs = np.minimum.accumulate(without - insertions) + insertions
+        steps[row, 0] = _DELETION
+        inserted = costs[1:] == costs[:-1] + _GAP_COST
+        steps[row, 1:] = np.where(costs[1:] == matched, _MATCH, np.where(inserted, _INSERTION, _DELETION))
+    return steps

@@ -19,8 +19,9 @@ class MapssweResult:
         segments: pieces of speech in which either system erred. With fewer than about 50 the normal approximation is
             rough.
         mean_difference: mean over the segments of the errors of A minus those of B; positive if B is better.
-        z: mean difference in standard errors; infinite if every segment has the same difference.
-        p_value: two-tailed, of the hypothesis that both err alike; 1 with fewer than two segments.
+        z: mean difference in standard errors; 0 if all segments have the same difference, as in SCTK: their spread, and
+            with it the standard error, is not known then.
+        p_value: two-tailed, of the hypothesis that both err alike.
         errors_a, errors_b: errors in all segments, which is all errors of each system.
     """
 
@@ -74,10 +75,10 @@ def compare_slots(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]], bounda
     count = len(differences)
     errors_a, errors_b = sum(left for left, _ in segments), sum(right for _, right in segments)
     mean = sum(differences) / count if count else 0.0
-    if count < 2 or mean == 0:
+    if len(set(differences)) < 2:
         return MapssweResult(count, mean, 0.0, 1.0, errors_a, errors_b)
     variance = sum((difference - mean) ** 2 for difference in differences) / (count - 1)
-    z = mean / math.sqrt(variance / count) if variance else math.copysign(math.inf, mean)
+    z = mean / math.sqrt(variance / count)
     return MapssweResult(count, mean, z, math.erfc(abs(z) / math.sqrt(2)), errors_a, errors_b)
 
 

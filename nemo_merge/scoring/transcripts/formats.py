@@ -75,8 +75,7 @@ def read_kaldi(lines: Iterable[Line], bad: Bad) -> Iterator[Utterance]:
     """Kaldi and ESPnet ``text``: an id, white space, the words; the id alone is an utterance without words."""
     for number, line in lines:
         name, *rest = line.split(maxsplit=1)
-        text = rest[0] if rest else ""
-        yield Utterance(name, number, text, text)
+        yield Utterance(name, number, rest[0] if rest else "")
 
 
 def read_trn(lines: Iterable[Line], bad: Bad) -> Iterator[Utterance]:
@@ -86,7 +85,7 @@ def read_trn(lines: Iterable[Line], bad: Bad) -> Iterator[Utterance]:
         if match is None:
             bad(number, "no (utterance-id) at the end of the line")
         else:
-            yield Utterance(match[2], number, match[1], match[1])
+            yield Utterance(match[2], number, match[1])
 
 
 def read_ctm(lines: Iterable[Line], bad: Bad) -> Iterator[Utterance]:
@@ -111,7 +110,7 @@ def read_ctm(lines: Iterable[Line], bad: Bad) -> Iterator[Utterance]:
     channels = Counter(name for name, _ in found)
     for (name, channel), spoken in found.items():
         text = " ".join(word for _, _, word in sorted(spoken))
-        yield Utterance(name if channels[name] == 1 else f"{name}-{channel}", spoken[0][1], text, text)
+        yield Utterance(name if channels[name] == 1 else f"{name}-{channel}", spoken[0][1], text)
 
 
 def _from_fields(row: Mapping[str, Any], number: int, bad: Bad) -> Utterance | None:

@@ -20,6 +20,7 @@ class Row:
 
     Attributes:
         id: of the utterance.
+        where: file and line of the reference.
         set: the test set.
         text: what was said, as the file has it.
         heard: what was recognised, by system.
@@ -27,6 +28,7 @@ class Row:
     """
 
     id: str
+    where: tuple[Path, int]
     set: str
     text: str
     heard: Mapping[str, str]
@@ -77,7 +79,7 @@ def match(
             continue
         texts = {system: found.get(utterance.id, "") for system, found in heard.items()}
         about = (utterance.language, utterance.domain, utterance.speaker)
-        rows.append(Row(utterance.id, set_name, utterance.text, texts, *about))
+        rows.append(Row(utterance.id, (path, utterance.line), set_name, utterance.text, texts, *about))
     return rows
 
 
