@@ -14,7 +14,7 @@ from ..scoring.comparison import Comparison, Kept, SystemMeans
 from ..scoring.evaluation import METRICS, Evaluation, Score
 from ..scoring.merge_metrics import Means
 from .environment import environment
-from .markdown import table
+from .markdown import p_value, table
 
 FORMATS = ("markdown", "json", "csv")
 _TRANSLATION = ("bleu", "chrf")
@@ -182,8 +182,8 @@ def _significance(report: ScoreReport) -> list[str]:
             "{:+.2f} ({:+.2f} to {:+.2f})".format(*(100 * value for value in item.difference)),
             str(item.test.segments) + ("" if item.test.segments >= 50 else " (few)"),
             f"{item.test.z:.2f}",
-            _p_value(item.test.p_value),
-            _p_value(item.p_holm),
+            p_value(item.test.p_value),
+            p_value(item.p_holm),
         ]
         for item in report.comparisons
     ]
@@ -246,10 +246,6 @@ def _shown(score: Score) -> str:
     if score.value is None:
         return ""
     return f"{100 * score.value:.1f}" if score.counts else f"{score.value:.1f}"
-
-
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _number(count: int, noun: str) -> str:

@@ -53,17 +53,21 @@ def _joined(match: re.Match[str]) -> str:
 
 
 def _without_accents(match: re.Match[str]) -> str:
-    return match.group().translate(str.maketrans("áêóÁÊÓ", "aeoAEO"))
+    return match.group().translate(str.maketrans("áéêóôúüÁÉÊÓÔÚÜ", "aeeoouuAEEOOUU"))
+
+
+def _acute(match: re.Match[str]) -> str:
+    return match.group().translate(str.maketrans("êôÊÔ", "éóÉÓ"))
 
 
 _REFORM: list[tuple[str, Replacement]] = [
     (_without(_SILENT), ""),
     (rf"{_SAID}c(?=ç|ci(?:on|os))", ""),  # acção, accionar, infeccioso
-    (r"ê(?=em\b)", "e"),  # lêem, vêem, crêem, dêem
-    (r"ô(?=os?\b)", "o"),  # vôo, enjôo (Brazil)
-    (r"é(?=i[a-zà-ÿ])(?!is\b)", "e"),  # idéia, assembléia (Brazil); papéis stays
-    (r"ó(?=i[a-zà-ÿ])(?!is\b)", "o"),  # jóia, heróico; faróis stays
-    (r"(?<=[gq])[üú](?=[eéêií])", "u"),  # cinqüenta (Brazil), averigúe
+    (r"ê(?=em\b)", _without_accents),  # lêem, vêem, crêem, dêem
+    (r"ô(?=os?\b)", _without_accents),  # vôo, enjôo (Brazil)
+    (r"é(?=i[a-zà-ÿ])(?!is\b)", _without_accents),  # idéia, assembléia (Brazil); papéis stays
+    (r"ó(?=i[a-zà-ÿ])(?!is\b)", _without_accents),  # jóia, heróico; faróis stays
+    (r"(?<=[gq])[üú](?=[eéêií])", _without_accents),  # cinqüenta (Brazil), averigúe
     (r"\b(hei|hás|há|hão)-(?=de\b)", r"\1 "),
     (rf"\b(?:{'|'.join(_LOCUTIONS)})\b", lambda match: match.group().replace("-", " ")),
     # Some of these keep their hyphen (micro-ondas), but did not have it before: without it all are equal.
@@ -72,8 +76,7 @@ _REFORM: list[tuple[str, Replacement]] = [
 ]
 _VARIANTS: list[tuple[str, Replacement]] = [
     (_without(_EITHER), ""),
-    (r"ê(?=[mn][aeiouáéíóúâêô])", "é"),  # ténis and tênis; têm and contêm stay
-    (r"ô(?=[mn][aeiouáéíóúâêô])", "ó"),  # económico and econômico
+    (r"[êô](?=[mn][aeiouáéíóúâêô])", _acute),  # ténis and tênis, económico and econômico; têm and contêm stay
 ]
 
 
