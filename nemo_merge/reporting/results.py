@@ -93,8 +93,8 @@ def write_results(
         (
             "Intervals are 95 % bootstrap intervals over utterances. *Mean* is the unweighted mean over the domains "
             f"that have an expert; *against {baseline}* is the difference of that mean, with the same utterances drawn "
-            "for both, and *p* is that of MAPSSWE over the words of these domains (two-tailed, corrected for the number "
-            "of merges by Holm's method). The columns after it are means over sets that no expert was trained on: "
+            "for both, and *p* is that of MAPSSWE over the words of these domains (two-tailed, corrected by Holm's "
+            "method for the number of merges). The columns after it are means over sets that no expert was trained on: "
             + "; ".join(f"*{group}*: {', '.join(titles.values())}" for group, titles in others.items())
             + ". Methods run with their defaults where no parameter is shown; nothing was tuned on these sets."
         ),

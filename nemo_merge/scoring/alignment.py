@@ -67,8 +67,8 @@ def error_slots(reference: Sequence[str], hypothesis: Sequence[str], costs: Cost
     last entry those at the end.
 
     Example:
-        >>> error_slots(["o", "gato"], ["o", "pato", "preto"])
-        [0, 0, 0, 1, 1]
+        >>> error_slots(["o", "gato"], ["o", "gato", "preto"])
+        [0, 0, 0, 0, 1]
     """
     slots = [0] * (2 * len(reference) + 1)
     position = 0

@@ -39,7 +39,7 @@ def code_mixing_index(
         return sum(code_mixing_index(tags, neutral=neutral) for tags in language_tags) / len(language_tags)  # type: ignore[arg-type, misc]
     counts = Counter(tag for tag in language_tags if tag not in neutral)
     total = counts.total()
-    return 100 * (1 - max(counts.values()) / total) if total else 0.0
+    return 100 * (total - max(counts.values())) / total if total else 0.0
 
 
 def switch_points(language_tags: Sequence[Tag], *, neutral: frozenset[Tag] = NEUTRAL) -> int:

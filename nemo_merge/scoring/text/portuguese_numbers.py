@@ -19,7 +19,7 @@ _CURRENCIES = {  # one, several, one hundredth, several hundredths
 _SIGN = "|".join(map(re.escape, sorted(_CURRENCIES, key=len, reverse=True)))
 _NUMBER = re.compile(
     rf"""
-    (?<![\w.,])
+    (?<!\w)(?<!\d[.,])
     (?: (?P<before>{_SIGN})[\u00a0\u202f ]? )?
     (?P<minus>[-\u2212](?=\d))?
     (?: (?P<hour>[01]?\d|2[0-4]) (?: [hH] (?P<minute>[0-5]\d)? | :(?P<clock>[0-5]\d) )
@@ -31,6 +31,8 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_LONGEST = 15  # digits of a number; longer ones are read digit by digit
+_PART = re.compile(r"\b\d+\b")
 _DIRECTLY = re.compile(r"\w|-\d")
 
 
@@ -38,8 +40,9 @@ def spell_numbers(text: str) -> str:
     """Writes numbers in digits as they are said in Portugal.
 
     Cardinals with the long scale (``mil milhões``), decimals, ordinals (``3.ª``), percentages, amounts of money, times
-    of day. Numbers that begin with a zero are read digit by digit. What cannot be known from the digits is not guessed:
-    genders follow the masculine (``2`` is *dois*) but for ordinals marked ``ª``, and Roman numerals stay.
+    of day. Numbers that begin with a zero or have more than 15 digits are read digit by digit. What cannot be known from
+    the digits is not guessed: genders follow the masculine (``2`` is *dois*) but for ordinals marked ``ª``, and Roman
+    numerals stay.
 
     Example:
         >>> spell_numbers("16 alunos, 1.250,5 km, a 3.ª vez")
@@ -48,7 +51,10 @@ def spell_numbers(text: str) -> str:
     Raises:
         ConfigError: num2words is not installed.
     """
-    return _NUMBER.sub(_spelt, text) if re.search(r"\d", text) else text
+    if not re.search(r"\d", text):
+        return text
+    # What is no number, such as 2.0.1, is read part by part.
+    return _PART.sub(lambda match: _cardinal(match.group()), _NUMBER.sub(_spelt, text))
 
 
 def _spelt(match: re.Match[str]) -> str:
@@ -72,7 +78,7 @@ def _spelt(match: re.Match[str]) -> str:
 
 def _cardinal(digits: str) -> str:
     digits = re.sub(r"\D", "", digits) if _GROUPED.fullmatch(digits) else digits
-    if len(digits) > 1 and digits.startswith("0"):
+    if len(digits) > _LONGEST or (len(digits) > 1 and digits.startswith("0")):
         return " ".join(map(_words, digits))
     return _words(digits)
 
@@ -81,7 +87,7 @@ def _decimal(whole: str, point: str | None, decimals: str | None) -> str:
     if decimals is None:
         return _cardinal(whole)
     zeros = len(decimals) - len(decimals.lstrip("0"))
-    said = ["zero"] * zeros + ([_words(decimals[zeros:])] if decimals[zeros:] else [])
+    said = ["zero"] * zeros + ([_cardinal(decimals[zeros:])] if decimals[zeros:] else [])
     return f"{_cardinal(whole)} {'vírgula' if point == ',' else 'ponto'} {' '.join(said)}"
 
 
@@ -107,7 +113,10 @@ def _time(hour: int, minute: str | None) -> str:
 
 
 def _ordinal(digits: str, feminine: bool) -> str:
-    said = library("num2words", "spelling numbers").num2words(int(re.sub(r"\D", "", digits)), lang="pt", to="ordinal")
+    number = int(re.sub(r"\D", "", digits))
+    if not 0 < number < 10**9:
+        return _cardinal(digits)
+    said = library("num2words", "spelling numbers").num2words(number, lang="pt", to="ordinal")
     return re.sub(r"o\b", "a", said) if feminine else said
 
 
