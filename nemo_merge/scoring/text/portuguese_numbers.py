@@ -19,7 +19,7 @@ _CURRENCIES = {  # one, several, one hundredth, several hundredths
 _SIGN = "|".join(map(re.escape, sorted(_CURRENCIES, key=len, reverse=True)))
 _NUMBER = re.compile(
     rf"""
-    (?<!\w)(?<!\d[.,])
+    (?<![^\W_])(?<!\d[.,])
     (?: (?P<before>{_SIGN})[\u00a0\u202f ]? )?
     (?P<minus>[-\u2212](?=\d))?
     (?: (?P<hour>[01]?\d|2[0-4]) (?: [hH] (?P<minute>[0-5]\d)? | :(?P<clock>[0-5]\d) )
@@ -32,7 +32,7 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _LONGEST = 15  # digits of a number; longer ones are read digit by digit
-_PART = re.compile(r"\b\d+\b")
+_PART = re.compile(r"(?<![^\W_])\d+(?![^\W_])")
 _DIRECTLY = re.compile(r"\w|-\d")
 
 
@@ -40,9 +40,9 @@ def spell_numbers(text: str) -> str:
     """Writes numbers in digits as they are said in Portugal.
 
     Cardinals with the long scale (``mil milhões``), decimals, ordinals (``3.ª``), percentages, amounts of money, times
-    of day. Numbers that begin with a zero or have more than 15 digits are read digit by digit. What cannot be known from
-    the digits is not guessed: genders follow the masculine (``2`` is *dois*) but for ordinals marked ``ª``, and Roman
-    numerals stay.
+    of day. Numbers that begin with a zero or have more than 15 digits are read digit by digit. What cannot be known
+    from the digits is not guessed: genders follow the masculine (``2`` is *dois*) but for ordinals marked ``ª``, and
+    Roman numerals stay.
 
     Example:
         >>> spell_numbers("16 alunos, 1.250,5 km, a 3.ª vez")
