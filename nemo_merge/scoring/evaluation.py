@@ -9,7 +9,7 @@ from ..errors import ConfigError, TranscriptError, did_you_mean
 from .alignment import Costs
 from .code_switching import Tag, code_mixing_index, script_tags, switch_point_fraction, switch_points
 from .error_rates import ErrorCounts, sum_counts, utterance_errors
-from .normalised import TextOptions, Texts, normalise
+from .normalised import TextOptions, Texts, marked_references, normalise
 from .points_of_interest import Insertions, has_tags, masked_errors, other_scripts, without_tags
 from .significance import Interval, bootstrap_interval
 from .tokens import Tokeniser, characters, mixed_tokens, script, words
@@ -152,7 +152,7 @@ def evaluate(rows: Sequence[Row], options: Options) -> Evaluation:
         for name, by_system in counted.items():
             for system, counts in by_system.items():
                 scores.update({(name, system, group): _score(counts, rows, group, options) for group in groups})
-    switching = _switching(rows, texts) if {"mixed", "pier"} & {*options.metrics} else None
+    switching = _switching(rows, texts, options) if {"mixed", "pier"} & {*options.metrics} else None
     return Evaluation(rows, systems, groups, errors, scores, texts, options, switching)
 
 
@@ -192,8 +192,9 @@ def _by_system(texts: Texts, tokens: Tokeniser, costs: Costs) -> dict[str, list[
 
 
 def _points_of_interest(rows: Sequence[Row], texts: Texts, options: Options) -> dict[str, list[ErrorCounts]]:
-    said = [tokens for tokens, _ in texts.marked]
-    masks = [mask for _, mask in texts.marked]
+    marked = marked_references(rows, options.text)
+    said = [tokens for tokens, _ in marked]
+    masks = [mask for _, mask in marked]
     if not any(has_tags(row.text) for row in rows):
         masks = other_scripts(said)
     return {
@@ -231,11 +232,13 @@ def _score(counts: Sequence[ErrorCounts], rows: Sequence[Row], group: Group, opt
     return Score(total.rate, total, interval)
 
 
-def _switching(rows: Sequence[Row], texts: Texts) -> dict[str, float]:
+def _switching(rows: Sequence[Row], texts: Texts, options: Options) -> dict[str, float]:
     """How mixed the references are, by tags where there are some and else by script."""
     tags: list[list[Tag]]
     if any(has_tags(row.text) for row in rows):
-        tags = [["tagged" if tagged else "rest" for tagged in mask] for _, mask in texts.marked]
+        tags = [
+            ["tagged" if tagged else "rest" for tagged in mask] for _, mask in marked_references(rows, options.text)
+        ]
     else:
         tags = [script_tags(text) for text in texts.references]
     return {

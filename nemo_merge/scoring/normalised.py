@@ -46,12 +46,10 @@ class Texts:
     Attributes:
         references: what was said.
         hypotheses: what was recognised, by system.
-        marked: tokens of every reference, and which of them were tagged as of interest.
     """
 
     references: Sequence[str]
     hypotheses: Mapping[str, Sequence[str]]
-    marked: Sequence[tuple[list[str], list[bool]]]
 
 
 def normalise(rows: Sequence[Row], options: TextOptions, spelling: str | None = None) -> Texts:
@@ -65,8 +63,13 @@ def normalise(rows: Sequence[Row], options: TextOptions, spelling: str | None = 
     return Texts(
         [steps[row.language](without_tags(row.text)) for row in rows],
         {system: [steps[row.language](row.heard[system]) for row in rows] for system in systems},
-        [tagged_tokens(row.text, mixed_tokens, steps[row.language]) for row in rows],
     )
+
+
+def marked_references(rows: Sequence[Row], options: TextOptions) -> list[tuple[list[str], list[bool]]]:
+    """Tokens of every reference after its text profile, and which of them are tagged as of interest."""
+    steps = {language: options.normaliser(language) for language in {row.language for row in rows}}
+    return [tagged_tokens(row.text, mixed_tokens, steps[row.language]) for row in rows]
 
 
 def drop_empty(rows: Sequence[Row], options: TextOptions, problems: Problems) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,23 +53,22 @@ def bootstrap_interval(
     value = 0.0
     drawn = np.zeros(replications)
     for index, counts in enumerate(sets):
-        words = np.array([item.reference_length for item in counts], dtype=float)
-        errors = np.array([item.errors for item in counts], dtype=float)
+        words = np.array([item.reference_length for item in counts], dtype=np.int64)
+        errors = np.array([item.errors for item in counts], dtype=np.int64)
         if baseline is not None:
             other = baseline[index]
             if [item.reference_length for item in other] != [item.reference_length for item in counts]:
                 raise TranscriptError(f"set {index}: the two systems were not scored on the same utterances")
-            errors = errors - np.array([item.errors for item in other], dtype=float)
+            errors -= np.array([item.errors for item in other], dtype=np.int64)
         if not words.sum():
             raise TranscriptError(f"set {index} has no reference words")
         if blocks is not None:
             if len(blocks[index]) != len(counts):
                 raise TranscriptError(f"set {index}: {len(blocks[index])} blocks for {len(counts)} utterances")
             members = _numbered(blocks[index])
-            words, errors = np.bincount(members, words), np.bincount(members, errors)
+            words, errors = (np.bincount(members, values).astype(np.int64) for values in (words, errors))
         value += errors.sum() / words.sum() / len(sets)
-        for rows, times in _draws(rng, len(words), replications):
-            drawn[rows] += (times @ errors) / np.maximum(times @ words, 1) / len(sets)
+        drawn += _drawn_rates(rng, errors, words, replications) / len(sets)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(float(value), float(low), float(high))
 
@@ -95,13 +94,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _draws(rng: np.random.Generator, size: int, replications: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """How often each unit is drawn, for some replications at a time, so that large sets fit into memory."""
-    share = np.full(size, 1 / size)
-    step = max(1, _DRAWN_AT_ONCE // size)
+def _drawn_rates(rng: np.random.Generator, errors: np.ndarray, words: np.ndarray, replications: int) -> np.ndarray:
+    """Error rates of sets of the same size, drawn with replacement; some at a time, so that they fit into memory."""
+    # Both counts in one integer, the words in its lower half, so that one look-up and one sum do for both.
+    packed = (errors << 32) + words
+    step = max(1, _DRAWN_AT_ONCE // len(packed))
+    rates = []
     for start in range(0, replications, step):
-        rows = slice(start, min(start + step, replications))
-        yield rows, rng.multinomial(size, share, size=rows.stop - rows.start)
+        rows = min(step, replications - start)
+        sums = packed.take(rng.integers(len(packed), size=(rows, len(packed)), dtype=np.uint32)).sum(axis=1)
+        rates.append((sums >> 32) / np.maximum(sums & 0xFFFFFFFF, 1))
+    return np.concatenate(rates)
 
 
 def _numbered(labels: Sequence[Hashable]) -> list[int]:
