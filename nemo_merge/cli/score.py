@@ -181,7 +181,10 @@ def _pairs(items: Sequence[str], option: str) -> dict[str, str]:
 
 def _said(given: Mapping[str, Any]) -> str:
     """The text profiles in words."""
-    profiles = ", ".join(given["profiles"]) or "whisper_basic"
+    from ..scoring.normalised import TextOptions
+
+    rest = [] if any("=" not in name for name in given["profiles"]) else [TextOptions.profile]
+    profiles = ", ".join([*given["profiles"], *rest])
     kept = [name for name in ("casing", "punctuation") if given[name] == "keep"]
     return profiles + (f" ({' and '.join(kept)} kept)" if kept else "")
 

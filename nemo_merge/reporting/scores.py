@@ -124,7 +124,7 @@ def as_markdown(report: ScoreReport) -> str:
     for metric in evaluation.metrics:
         parts += [f"## {_title(metric)}", _main_table(evaluation, metric)]
         for kind in ("set", "language", "domain"):
-            if groups := evaluation.groups_of(kind):
+            if len(groups := evaluation.groups_of(kind)) > 1:
                 rows = [
                     [
                         _cell(group.name),

@@ -60,7 +60,9 @@ def compare(evaluation: Evaluation, baseline: str) -> list[Comparison]:
         for system, heard in evaluation.texts.hypotheses.items()
     }
     results = []
-    for family in (evaluation.groups[:1], evaluation.groups[1:]):
+    everything, *parts = evaluation.groups
+    parts = [group for group in parts if len(group.rows) < len(evaluation.rows)]
+    for family in ([everything], parts):
         tests = {
             (system, group): compare_slots(
                 [slots[system][index] for index in group.rows], [slots[baseline][index] for index in group.rows]
