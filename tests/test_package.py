@@ -28,7 +28,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["merge", "--help"], ["plan", "--help"], ["analyze", "--help"], ["methods", "--help"], ["--version"]],
+    [["--help"], ["merge", "--help"], ["plan", "--help"], ["analyze", "--help"], ["methods", "--help"], ["score", "--help"], ["--version"]],
 )
 def test_help_does_not_import_torch(arguments):
     code = f"import sys; sys.argv = ['nemo-merge', *{arguments}]\nfrom nemo_merge.cli import main\ntry: main()\nexcept SystemExit: pass"

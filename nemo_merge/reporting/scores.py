@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..scoring.comparison import Comparison, Kept, SystemMeans
-from ..scoring.evaluation import METRICS, Evaluation, Score
+from ..scoring.evaluation import METRICS, Evaluation, Group, Score
 from ..scoring.merge_metrics import Means
 from .environment import environment
 from .markdown import p_value, table
@@ -56,17 +56,14 @@ def as_json(report: ScoreReport) -> str:
         entry = {key: value for key, value in asdict(score).items() if value is not None} | {"value": score.value}
         if score.interval:
             entry["interval"] = [score.interval.low, score.interval.high]
-        if group.kind == "all":
-            by_kind["all"] = entry
-        else:
-            by_kind.setdefault(f"by_{group.kind}", {})[group.name] = entry
+        _place(by_kind, group, entry)
     content: dict[str, Any] = {
         "inputs": {**report.inputs, "utterances": len(evaluation.rows), "problems": report.problems},
         "environment": environment(),
         "systems": scores,
     }
-    if evaluation.switching is not None:
-        content["code_switching"] = evaluation.switching
+    for group, found in evaluation.switching.items():
+        _place(content.setdefault("code_switching", {}), group, found._asdict())
     if report.comparisons:
         content["significance"] = {
             "baseline": report.baseline,
@@ -96,6 +93,14 @@ def as_json(report: ScoreReport) -> str:
             for system, found in report.kept.items()
         }
     return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _place(content: dict[str, Any], group: Group, entry: dict[str, Any]) -> None:
+    """Puts what belongs to a group under ``all``, or under ``by_set`` (``by_language``, ``by_domain``) and its name."""
+    if group.kind == "all":
+        content["all"] = entry
+    else:
+        content.setdefault(f"by_{group.kind}", {})[group.name] = entry
 
 
 def as_csv(report: ScoreReport) -> str:
@@ -133,13 +138,19 @@ def as_markdown(report: ScoreReport) -> str:
                     for group in groups
                 ]
                 parts.append(table([kind, *map(_cell, evaluation.systems)], rows))
-    if evaluation.switching is not None:
-        found = evaluation.switching
-        parts.append(
-            f"References: code-mixing index {found['code_mixing_index']:.1f}, "
-            f"{found['switch_points']:.0f} switch points ({100 * found['switch_point_fraction']:.1f} % of the tokens), "
-            f"{_number(int(found['mixed_utterances']), 'mixed utterance')}."
-        )
+    if evaluation.switching:
+        shown = [
+            [
+                _cell(f"{group.kind} {group.name}".strip()),
+                f"{found.code_mixing_index:.1f}",
+                str(found.switch_points),
+                f"{100 * found.switch_point_fraction:.1f}",
+                str(found.mixed_utterances),
+            ]
+            for group, found in evaluation.switching.items()
+        ]
+        header = ["references", "code-mixing index", "switch points", "% of tokens", "mixed utterances"]
+        parts += ["## How mixed the references are", table(header, shown)]
     parts += _significance(report) + _means(report) + _kept(report)
     return "\n\n".join(parts) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..errors import ConfigError, TranscriptError, did_you_mean
 from .alignment import Costs
@@ -85,6 +86,22 @@ class Score:
     signature: str | None = None
 
 
+class Switching(NamedTuple):
+    """How mixed references are.
+
+    Attributes:
+        code_mixing_index: mean over the utterances, 0 to 100.
+        switch_points: number of changes of language.
+        switch_point_fraction: the same over all tokens.
+        mixed_utterances: number of utterances with a change.
+    """
+
+    code_mixing_index: float
+    switch_points: int
+    switch_point_fraction: float
+    mixed_utterances: int
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Everything that was counted.
@@ -97,7 +114,7 @@ class Evaluation:
         scores: by metric, system and group.
         texts: what was compared.
         options: as given.
-        switching: how mixed the references are, if that was asked for with ``mixed`` or ``pier``.
+        switching: how mixed the references are, by group, if that was asked for with ``mixed`` or ``pier``.
     """
 
     rows: Sequence[Row]
@@ -107,7 +124,7 @@ class Evaluation:
     scores: Mapping[tuple[str, str, Group], Score]
     texts: Texts
     options: Options
-    switching: Mapping[str, float] | None
+    switching: Mapping[Group, Switching]
 
     @property
     def metrics(self) -> list[str]:
@@ -152,7 +169,7 @@ def evaluate(rows: Sequence[Row], options: Options) -> Evaluation:
         for name, by_system in counted.items():
             for system, counts in by_system.items():
                 scores.update({(name, system, group): _score(counts, rows, group, options) for group in groups})
-    switching = _switching(rows, texts, options) if {"mixed", "pier"} & {*options.metrics} else None
+    switching = _switching(rows, texts, groups, options) if {"mixed", "pier"} & {*options.metrics} else {}
     return Evaluation(rows, systems, groups, errors, scores, texts, options, switching)
 
 
@@ -232,7 +249,7 @@ def _score(counts: Sequence[ErrorCounts], rows: Sequence[Row], group: Group, opt
     return Score(total.rate, total, interval)
 
 
-def _switching(rows: Sequence[Row], texts: Texts, options: Options) -> dict[str, float]:
+def _switching(rows: Sequence[Row], texts: Texts, groups: Sequence[Group], options: Options) -> dict[Group, Switching]:
     """How mixed the references are, by tags where there are some and else by script."""
     tags: list[list[Tag]]
     if any(has_tags(row.text) for row in rows):
@@ -241,9 +258,10 @@ def _switching(rows: Sequence[Row], texts: Texts, options: Options) -> dict[str,
         ]
     else:
         tags = [script_tags(text) for text in texts.references]
-    return {
-        "code_mixing_index": code_mixing_index(tags),
-        "switch_points": sum(map(switch_points, tags)),
-        "switch_point_fraction": switch_point_fraction(tags),
-        "mixed_utterances": sum(switch_points(item) > 0 for item in tags),
-    }
+    found = {}
+    for group in groups:
+        chosen = [tags[index] for index in group.rows]
+        switches = [switch_points(item) for item in chosen]
+        fraction = switch_point_fraction(chosen)
+        found[group] = Switching(code_mixing_index(chosen), sum(switches), fraction, sum(map(bool, switches)))
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .points_of_interest import tagged_tokens, without_tags
-from .text import normaliser
+from .text import check_profile, normaliser
 from .tokens import mixed_tokens
 from .transcripts import Problems, Row
 
@@ -26,6 +26,10 @@ class TextOptions:
     casing: str = "lower"
     punctuation: str = "remove"
 
+    def __post_init__(self) -> None:
+        for name in (self.profile, *self.profiles.values()):
+            check_profile(name)
+
     def normaliser(self, language: str | None, spelling: str | None = None) -> Callable[[str], str]:
         """The function for texts of a language.
 
@@ -34,9 +38,7 @@ class TextOptions:
         """
         primary = language.replace("_", "-").partition("-")[0] if language else ""
         profile = self.profiles.get(language or "", self.profiles.get(primary, self.profile))
-        fixed = profile not in ("words", "pt_ep") and bool(self.profiles)
-        casing, punctuation = ("lower", "remove") if fixed else (self.casing, self.punctuation)
-        return normaliser(profile, language, casing=casing, punctuation=punctuation, spelling=spelling)
+        return normaliser(profile, language, casing=self.casing, punctuation=self.punctuation, spelling=spelling)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def test_markdown(call, folder):
     assert "| b | 3 | 14 | 85.7 | 7.1 | 7.1 | 0.0 | 14.3 |" in out  # a, meeting
     assert "| pt-PT | 20.0 | 10.0 |" in out
     assert "## Point-of-interest error rate, %" in out
-    assert "2 switch points" in out
+    assert "| domain talks | 25.0 | 2 | 50.0 | 1 |" in out
     assert "## Against b (MAPSSWE)" in out
     assert "| a | all | +0.00 (" in out
 
@@ -154,6 +154,8 @@ def test_hypotheses_of_a_recipe(call, folder):
         (["ref.json", "a.txt", "--metric", "mer"], "there is no metric 'mer'"),
         (["ref.json", "a.txt", "--profile", "whisper_english"], "is for English alone"),
         (["ref.json", "a.txt", "--profile", "pt=pt_ep", "--profile", "de=pt_ep"], "and the texts are in 'de'"),
+        (["ref.json", "a.txt", "--profile", "fr=wrods"], "there is no text profile 'wrods'; did you mean 'words'"),
+        (["ref.json", "a.txt", "--casing", "keep"], "has fixed rules for casing and punctuation"),
         (["ref.json", "a.txt", "--profile", "none", "--profile", "words"], "two text profiles, none and words"),
         (["ref.json", "a.txt", "--baseline", "b"], "there is no baseline 'b'"),
         (["ref.json", "a.txt", "--expert", "news"], "--expert news: expected KEY=NAME"),

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-import kaldialign
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemo_merge.errors import ConfigError
 from nemo_merge.scoring.alignment import align, count_edits, error_slots
 
+kaldialign = pytest.importorskip("kaldialign")
 COSTS = ("levenshtein", "sclite")
 TOKENS = st.lists(st.sampled_from("abc"), max_size=8)
 
@@ -46,6 +49,12 @@ def test_where_the_two_differ():
     assert count_edits(reference, hypothesis) == (0, 1, 1)
     assert count_edits(["a", "b"], ["b", "c"]) == (2, 0, 0)
     assert count_edits(["a", "b"], ["b", "c"], "sclite") == (0, 1, 1)  # 3 + 3 < 4 + 4
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
+    with pytest.raises(ConfigError, match=r"scoring needs rapidfuzz.*pip install 'nemo-merge\[score\]'"):
+        count_edits("a", "b")
 
 
 def test_long_recordings_fit_into_memory():

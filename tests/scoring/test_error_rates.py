@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import jiwer
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +7,8 @@ from hypothesis import strategies as st
 from nemo_merge.scoring import ErrorCounts, character_error_rate, mixed_error_rate, word_error_rate
 from nemo_merge.scoring.error_rates import sum_counts, utterance_errors, word_errors
 from nemo_merge.scoring.tokens import words
+
+jiwer = pytest.importorskip("jiwer")
 
 
 def test_counts_by_hand():

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .profiles import PROFILES, normaliser
+from .profiles import PROFILES, check_profile, normaliser
 
-__all__ = ["PROFILES", "normaliser"]
+__all__ = ["PROFILES", "check_profile", "normaliser"]

@@ -59,14 +59,23 @@ def normaliser(
         ConfigError: an unknown profile or option, a profile that is wrong for the language, or an option that the
             profile does not have.
     """
-    if profile not in PROFILES:
-        raise ConfigError(f"there is no text profile {profile!r}{did_you_mean(profile, PROFILES)}")
+    check_profile(profile)
     _check_options(profile, casing, punctuation, spelling)
     _check_language(profile, primary_language(language))
     step = _step(profile, language, casing, punctuation)
     if spelling is None or primary_language(language) not in ("pt", None):
         return step
     return lambda text: step(unify_spelling(unicodedata.normalize("NFC", text), spelling))
+
+
+def check_profile(name: str) -> None:
+    """Refuses names that no profile has.
+
+    Raises:
+        ConfigError: there is no such profile.
+    """
+    if name not in PROFILES:
+        raise ConfigError(f"there is no text profile {name!r}{did_you_mean(name, PROFILES)}")
 
 
 def _step(profile: str, language: str | None, casing: str, punctuation: str) -> Callable[[str], str]:
