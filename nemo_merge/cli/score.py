@@ -67,6 +67,8 @@ def command(reference: Path, hypotheses: tuple[str, ...], **given: Any) -> None:
     from ..scoring.normalised import drop_empty
     from ..scoring.transcripts import Problems, ReadingOptions, read_rows
 
+    if given["alignments"] and not given["outputs"] and given["format"] in ("json", "csv"):
+        raise click.UsageError("--alignments would end up in the report; write that to a file with --output")
     formats = _output_formats(given["outputs"], given["format"], given["overwrite"])
     options = _options(given)
     systems = _systems(hypotheses)

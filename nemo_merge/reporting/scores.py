@@ -240,7 +240,8 @@ def _kept(report: ScoreReport) -> list[str]:
             ]
             for name, item in found.retention.items()
         ]
-        parts.append(table(["retention", "base", "merged", "difference", "relative", "accuracy kept"], rows))
+        if rows:
+            parts.append(table(["retention", "base", "merged", "difference", "relative", "accuracy kept"], rows))
     return parts
 
 

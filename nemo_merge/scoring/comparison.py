@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import ConfigError, did_you_mean
 from .alignment import error_slots
 from .error_rates import ErrorCounts, sum_counts
-from .evaluation import Evaluation, Group
+from .evaluation import TOKENS, Evaluation, Group
 from .matched_pairs import MapssweResult, compare_slots
 from .merge_metrics import (
     Means,
@@ -20,9 +20,6 @@ from .merge_metrics import (
     set_means,
 )
 from .significance import Interval, bootstrap_interval, holm
-from .tokens import characters, mixed_tokens, words
-
-_TOKENS = {"wer": words, "cer": characters, "mixed": mixed_tokens}
 
 
 @dataclass(frozen=True)
@@ -51,17 +48,20 @@ def compare(evaluation: Evaluation, baseline: str) -> list[Comparison]:
     """
     _check_system(evaluation, baseline, "baseline")
     metric = evaluation.options.metrics[0]
-    if metric not in _TOKENS:
-        raise ConfigError(f"MAPSSWE compares error rates; put one of {', '.join(_TOKENS)} first, not {metric}")
-    tokens = _TOKENS[metric]
+    if metric not in TOKENS:
+        raise ConfigError(f"MAPSSWE compares error rates; put one of {', '.join(TOKENS)} first, not {metric}")
+    tokens = TOKENS[metric]
     said = [tokens(text) for text in evaluation.texts.references]
     slots = {
         system: [error_slots(r, tokens(h), "sclite") for r, h in zip(said, heard, strict=True)]
         for system, heard in evaluation.texts.hypotheses.items()
     }
     results = []
-    everything, *parts = evaluation.groups
-    parts = [group for group in parts if len(group.rows) < len(evaluation.rows)]
+    # A domain that is one whole set, for example, is tested once, under its first name.
+    unique: dict[tuple[int, ...], Group] = {}
+    for group in evaluation.groups:
+        unique.setdefault(group.rows, group)
+    everything, *parts = unique.values()
     for family in ([everything], parts):
         tests = {
             (system, group): compare_slots(
@@ -114,10 +114,12 @@ def means(evaluation: Evaluation, system: str, out_of_domain: Collection[str] = 
     by_set = by_domain = None
     if sets:
         inside = {name for name, domain in cells if (name, domain) not in outside}
-        by_set = set_means(evaluation.rates(metric, system, "set"), sets - inside)
+        by_name = evaluation.rates(metric, system, "set")
+        by_set = set_means(by_name, (sets - inside) & by_name.keys())
     if domains:
         inside = {domain for name, domain in cells if (name, domain) not in outside}
-        by_domain = domain_means(rates, {name: name.split("\t")[1] for name in rates}, domains - inside)
+        of_cell = {name: name.split("\t")[1] for name in rates}
+        by_domain = domain_means(rates, of_cell, (domains - inside) & {*of_cell.values()})
     return SystemMeans(by_set, by_domain)
 
 
@@ -127,7 +129,7 @@ class Kept:
 
     Attributes:
         performance: recovered gain over the groups that have an expert; ``None`` without experts.
-        retention: by language, or by domain or set where languages are not known.
+        retention: by language, or by domain or set where languages are not known; of error rates only.
     """
 
     performance: NormalisedPerformance | None
@@ -151,8 +153,10 @@ def kept(evaluation: Evaluation, system: str, base: str, experts: Mapping[str, s
         _check_system(evaluation, name, "system")
     kinds = ("language", "domain", "set")
     by_kind = {kind: evaluation.rates(metric, system, kind) for kind in kinds}
-    known = next((kind for kind in kinds if by_kind[kind]), "all")
-    retention = language_retention(evaluation.rates(metric, base, known), evaluation.rates(metric, system, known))
+    retention = {}
+    if metric in evaluation.errors:
+        known = next((kind for kind in kinds if by_kind[kind]), "all")
+        retention = language_retention(evaluation.rates(metric, base, known), evaluation.rates(metric, system, known))
     if not experts:
         return Kept(None, retention)
     home = next((kind for kind in kinds if set(experts) <= set(by_kind[kind])), None)

@@ -17,7 +17,7 @@ from .tokens import Tokeniser, characters, mixed_tokens, script, words
 from .transcripts import Row
 from .translation import TranslationScore, bleu, chrf
 
-_TOKENS: dict[str, Tokeniser] = {"wer": words, "cer": characters, "mixed": mixed_tokens}
+TOKENS: dict[str, Tokeniser] = {"wer": words, "cer": characters, "mixed": mixed_tokens}
 _TRANSLATION: dict[str, Callable[[Sequence[str], Sequence[str]], TranslationScore]] = {"bleu": bleu, "chrf": chrf}
 METRICS = {
     "wer": "word error rate",
@@ -189,7 +189,7 @@ def _errors(
 ) -> dict[str, dict[str, list[ErrorCounts]]]:
     if metric == "pier":
         return {metric: _points_of_interest(rows, texts, options)}
-    found = {metric: _by_system(texts, _TOKENS[metric], options.costs)}
+    found = {metric: _by_system(texts, TOKENS[metric], options.costs)}
     if metric == "mixed":
         # Each script by itself: its tokens are picked from both sides and aligned anew, as recipes for SEAME report it.
         scripts = {script(token) for text in texts.references for token in mixed_tokens(text)} - {None}

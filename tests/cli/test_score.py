@@ -68,6 +68,20 @@ def test_json(call, folder):
     assert "kept" not in found  # no system but the base and the expert
 
 
+def test_what_a_merge_kept(call, folder):
+    (folder / "c.txt").write_text("u1 o gato preto dorme aqui\nu2 bom dia todos\nu3 das meeting war\n")
+    arguments = ["ref.json", "base=a.txt", "expert=b.trn", "merge=c.txt", "--base", "base", "--expert", "pt-PT=expert"]
+    code, out, _ = call(*arguments, "--metric", "wer", "--metric", "bleu", "--out-of-domain", "talks")
+    assert code == 0
+    assert (
+        "Normalised performance (share of the experts' gains): 0 % (pt-PT 0 %)." in out
+    )  # 20 % as the base; expert 10 %
+    assert "| pt-PT | 20.0 | 20.0 | +0.0 | +0 % | 100 % |" in out
+    assert "| de | 0.0 | 25.0 | +25.0 |  | 75 % |" in out
+    assert "| merge | by domain | 20.0 | 25.0 | 22.5 |" in out
+    assert r"nrefs:1\|case:mixed" in out
+
+
 def test_csv(call, folder):
     code, out, _ = call("ref.json", "a.txt", "b.trn", "--format", "csv", "--replications", 0)
     table = list(csv.DictReader(io.StringIO(out)))
@@ -161,6 +175,7 @@ def test_hypotheses_of_a_recipe(call, folder):
         (["ref.json", "a.txt", "--expert", "news"], "--expert news: expected KEY=NAME"),
         (["ref.json", "a.txt", "--expert", "news=a"], "--expert needs --base"),
         (["ref.json", "a.txt", "--by-speaker"], "have no speaker"),
+        (["ref.json", "a.txt", "--format", "json", "--alignments", 1], "would end up in the report"),
         (["ref.json", "a.txt", "--output", "x.html"], "the suffix is none of"),
         (["ref.json", "a.txt", "--output", "nowhere/x.json"], "there is no folder nowhere"),
         (["ref.json", "a.txt", "--input-format", "stm"], "there is no transcript format 'stm'"),

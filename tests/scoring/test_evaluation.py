@@ -144,7 +144,10 @@ def test_intervals_by_speaker_differ():
 def test_comparison_with_the_baseline():
     found = evaluate(FOUR, Options(("wer",), NONE))
     pooled, *by_group = compare(found, "b")
-    assert (pooled.system, pooled.group.kind, len(by_group)) == ("a", "all", 3 + 2 + 2)
+    # Languages and domains are the same rows here, and the last domain is the last set.
+    names = [(item.group.kind, item.group.name) for item in by_group]
+    assert names == [("set", "news 1"), ("set", "news 2"), ("set", "talks"), ("language", "pt")]
+    assert (pooled.system, pooled.group.kind) == ("a", "all")
     expected = mapsswe([item.text for item in FOUR], *([item.heard[name] for item in FOUR] for name in "ab"))
     assert pooled.test == expected
     assert pooled.p_holm == pooled.test.p_value  # one comparison
@@ -162,6 +165,22 @@ def test_means_by_set_and_by_domain():
     assert found.by_domain == pytest.approx((0.25, 1 / 3, (0.25 + 1 / 3) / 2))
     with pytest.raises(ConfigError, match="'talk' is neither a test set nor a domain; did you mean 'talks'"):
         means(evaluate(FOUR, Options(("wer",), NONE)), "a", ["talk"])
+
+
+def test_sets_without_words_of_interest_have_no_mean():
+    tagged = rows(("s1", "de", "d1", "a <tag b>", "a b", "a x"), ("s2", "de", "d2", "a c", "a c", "a c"))
+    found = means(evaluate(tagged, Options(("pier",), NONE)), "b", ["s2"])
+    assert found.by_set == (1, None, 1)
+    assert found.by_domain == (1, None, 1)
+
+
+def test_what_a_merge_kept_of_translation():
+    pytest.importorskip("sacrebleu")
+    said = "the cat sits on the mat"
+    heard = {"base": "the cat", "merge": "the cat sits on", "expert": said}
+    found = kept(evaluate([row(0, said, heard, language="pt")], Options(("chrf",))), "merge", "base", {"pt": "expert"})
+    assert 0 < found.performance.value < 1
+    assert found.retention == {}
 
 
 def test_what_a_merge_kept():
