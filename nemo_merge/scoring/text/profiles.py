@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
-import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from ...errors import ConfigError, did_you_mean
@@ -14,6 +15,8 @@ from .basic import whisper_basic
 from .portuguese_numbers import spell_numbers
 from .spelling_reform import SPELLINGS, unify_spelling
 from .words import primary_language, words_of
+
+logger = logging.getLogger("nemo_merge")
 
 PROFILES = {
     "none": "the text as it is; only runs of white space count as one",
@@ -124,7 +127,12 @@ def _check_language(profile: str, language: str | None) -> None:
             f"the text profile pt_ep is for Portuguese, and the texts are in {language!r}; use words there"
         )
     if profile == "whisper_basic" and language in _MARKED:
-        warnings.warn(
-            f"whisper_basic removes combining marks, and with them vowels of {language!r}; whisper_marks keeps them",
-            stacklevel=3,
-        )
+        _warn_of_marks(language)
+
+
+@cache
+def _warn_of_marks(language: str) -> None:
+    """Once for every language."""
+    logger.warning(
+        "whisper_basic removes combining marks, and with them vowels of %r; whisper_marks keeps them", language
+    )
