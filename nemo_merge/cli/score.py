@@ -25,8 +25,10 @@ def _choice(*names: str) -> click.Choice[str]:
 @click.argument("hypotheses", metavar="[[NAME=]HYP]...", nargs=-1)
 @click.option("--metric", "metrics", multiple=True, help="wer, cer, mixed, pier, bleu or chrf; repeat it.  [wer, cer]")
 @click.option("--profile", "profiles", multiple=True, metavar="[LANG=]NAME", help="Text profile.  [whisper_basic]")
-@click.option("--casing", type=_choice("lower", "keep"), default="lower", help="For the profiles words and pt_ep.")
-@click.option("--punctuation", type=_choice("remove", "keep"), default="remove", help="For the same.")
+@click.option(
+    "--casing", multiple=True, metavar="[LANG=]WHAT", help="lower or keep; profiles words and pt_ep.  [lower]"
+)
+@click.option("--punctuation", multiple=True, metavar="[LANG=]WHAT", help="remove or keep; the same.  [remove]")
 @click.option(
     "--spelling", type=_choice("ao90", "ao90_variants"), help="Also WER with Portuguese spellings made equal."
 )
@@ -91,7 +93,7 @@ def command(reference: Path, hypotheses: tuple[str, ...], **given: Any) -> None:
         click.echo(f"nemo-merge: warning: {line}", err=True)
     evaluation = evaluate(rows, options)
     inputs = {"references": str(reference), "hypotheses": {name: str(path) for name, path in systems.items()}}
-    report = _report(evaluation, {**inputs, "text": _said(given)}, problems.counts(), given)
+    report = _report(evaluation, {**inputs, "text": str(options.text)}, problems.counts(), given)
     if not given["outputs"]:
         click.echo(report.render(given["format"] or "markdown"), nl=False)
     for path, format in zip(given["outputs"], formats, strict=True):
@@ -107,18 +109,13 @@ def command(reference: Path, hypotheses: tuple[str, ...], **given: Any) -> None:
 
 
 def _options(given: Mapping[str, Any]) -> Options:
-    from ..errors import ConfigError
     from ..scoring.evaluation import Options
     from ..scoring.normalised import TextOptions
 
-    plain = [name for name in given["profiles"] if "=" not in name]
-    if len(plain) > 1:
-        raise ConfigError(f"two text profiles, {' and '.join(plain)}; say LANG=NAME for one language")
     text = TextOptions(
-        profile=plain[0] if plain else TextOptions.profile,
-        profiles=_pairs([name for name in given["profiles"] if "=" in name], "--profile"),
-        casing=given["casing"],
-        punctuation=given["punctuation"],
+        profile=_by_language(given["profiles"], "--profile") or TextOptions.profile,
+        casing=_by_language(given["casing"], "--casing") or TextOptions.casing,
+        punctuation=_by_language(given["punctuation"], "--punctuation") or TextOptions.punctuation,
     )
     return Options(
         metrics=tuple(dict.fromkeys(given["metrics"])) or ("wer", "cer"),
@@ -181,14 +178,16 @@ def _pairs(items: Sequence[str], option: str) -> dict[str, str]:
     return pairs
 
 
-def _said(given: Mapping[str, Any]) -> str:
-    """The text profiles in words."""
-    from ..scoring.normalised import TextOptions
-
-    rest = [] if any("=" not in name for name in given["profiles"]) else [TextOptions.profile]
-    profiles = ", ".join([*given["profiles"], *rest])
-    kept = [name for name in ("casing", "punctuation") if given[name] == "keep"]
-    return profiles + (f" ({' and '.join(kept)} kept)" if kept else "")
+def _by_language(items: Sequence[str], option: str) -> dict[str, str]:
+    """Values by language; the one without a language is for all others."""
+    chosen: dict[str, str] = {}
+    for item in items:
+        language, _, value = item.rpartition("=")
+        if language in chosen:
+            whose = f"for {language}" if language else "for all languages"
+            raise click.UsageError(f"{option} is given twice {whose}: {chosen[language]} and {value}")
+        chosen[language] = value
+    return chosen
 
 
 def _output_formats(outputs: Sequence[Path], format: str | None, overwrite: bool) -> list[str]:

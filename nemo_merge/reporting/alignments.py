@@ -43,7 +43,7 @@ def worst_alignments(evaluation: Evaluation, limit: int) -> Iterator[Text]:
                 break
             said, recognised = pairs[index]
             row = evaluation.rows[index]
-            yield Text(f"{system}  {row.id}  {wrong[index]} errors", style="bold")
+            yield Text(f"{system}  {row.id}  {wrong[index]} error{'s' if wrong[index] > 1 else ''}", style="bold")
             lines = [Text("REF "), Text("HYP "), Text("    ")]
             for left, right in steps[index]:
                 top = _GAP if left is None else said[left]

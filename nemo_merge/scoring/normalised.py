@@ -3,42 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import product
 
 from .points_of_interest import tagged_tokens, without_tags
 from .text import check_profile, normaliser
+from .text.words import primary_language
 from .tokens import mixed_tokens
 from .transcripts import Problems, Row
+
+Choice = str | Mapping[str, str]
+"""One value for all languages, or values by language (``pt-PT`` before ``pt``), and that of the others under ``""``."""
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What is done to texts before they are compared.
+    """What is done to texts before they are compared; see :func:`~nemo_merge.scoring.text.normaliser`.
 
     Attributes:
-        profile: name of the text profile.
-        profiles: other profiles by language, ``pt-PT`` before ``pt``.
-        casing, punctuation: see :func:`~nemo_merge.scoring.text.normaliser`.
+        profile: name of the text profile, for all languages or by language.
+        casing: ``"lower"`` or ``"keep"``, likewise.
+        punctuation: ``"remove"`` or ``"keep"``, likewise.
+
+    Raises:
+        ConfigError: a name that no profile has, or another value.
     """
 
-    profile: str = "whisper_basic"
-    profiles: Mapping[str, str] = field(default_factory=dict)
-    casing: str = "lower"
-    punctuation: str = "remove"
+    profile: Choice = "whisper_basic"
+    casing: Choice = "lower"
+    punctuation: Choice = "remove"
 
     def __post_init__(self) -> None:
-        for name in (self.profile, *self.profiles.values()):
+        for name in _values(self.profile):
             check_profile(name)
+        for casing, punctuation in product(_values(self.casing), _values(self.punctuation)):
+            normaliser("words", casing=casing, punctuation=punctuation)  # which refuses other values
+
+    def __str__(self) -> str:
+        text = _said(self.profile, "whisper_basic")
+        for name, choice in (("casing", self.casing), ("punctuation", self.punctuation)):
+            if "keep" in _values(choice):
+                text += f"; {name} {_said(choice)}"
+        return text
 
     def normaliser(self, language: str | None, spelling: str | None = None) -> Callable[[str], str]:
         """The function for texts of a language.
 
         Raises:
-            ConfigError: the profile is not for that language.
+            ConfigError: the profile is not for that language, or has no such option.
         """
-        primary = language.replace("_", "-").partition("-")[0] if language else ""
-        profile = self.profiles.get(language or "", self.profiles.get(primary, self.profile))
-        return normaliser(profile, language, casing=self.casing, punctuation=self.punctuation, spelling=spelling)
+        return normaliser(
+            _chosen(self.profile, language, "whisper_basic"),
+            language,
+            casing=_chosen(self.casing, language, "lower"),
+            punctuation=_chosen(self.punctuation, language, "remove"),
+            spelling=spelling,
+        )
+
+
+def _chosen(choice: Choice, language: str | None, default: str) -> str:
+    if isinstance(choice, str):
+        return choice
+    names = (language or "", primary_language(language) or "", "")
+    return next((choice[name] for name in names if name in choice), default)
+
+
+def _values(choice: Choice) -> list[str]:
+    return [choice] if isinstance(choice, str) else list(choice.values())
+
+
+def _said(choice: Choice, default: str | None = None) -> str:
+    if isinstance(choice, str):
+        return choice
+    rest = choice.get("", default)
+    named = [f"{language}={value}" for language, value in choice.items() if language]
+    return ", ".join([*named, rest] if rest else named)
 
 
 @dataclass(frozen=True)

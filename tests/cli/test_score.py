@@ -169,8 +169,12 @@ def test_hypotheses_of_a_recipe(call, folder):
         (["ref.json", "a.txt", "--profile", "whisper_english"], "is for English alone"),
         (["ref.json", "a.txt", "--profile", "pt=pt_ep", "--profile", "de=pt_ep"], "and the texts are in 'de'"),
         (["ref.json", "a.txt", "--profile", "fr=wrods"], "there is no text profile 'wrods'; did you mean 'words'"),
+        (["ref.json", "a.txt", "--casing", "de=upper"], "casing='upper' is none of lower, keep"),
         (["ref.json", "a.txt", "--casing", "keep"], "has fixed rules for casing and punctuation"),
-        (["ref.json", "a.txt", "--profile", "none", "--profile", "words"], "two text profiles, none and words"),
+        (
+            ["ref.json", "a.txt", "--profile", "none", "--profile", "words"],
+            "--profile is given twice for all languages: none and words",
+        ),
         (["ref.json", "a.txt", "--baseline", "b"], "there is no baseline 'b'"),
         (["ref.json", "a.txt", "--expert", "news"], "--expert news: expected KEY=NAME"),
         (["ref.json", "a.txt", "--expert", "news=a"], "--expert needs --base"),

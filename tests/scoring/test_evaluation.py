@@ -67,11 +67,21 @@ def test_profiles_by_language():
         row(1, "E-Mail!", {"s": "e mail"}, language="de"),
     ]
     pytest.importorskip("num2words")
-    text = TextOptions("whisper_basic", {"pt": "pt_ep"})
+    text = TextOptions({"": "whisper_basic", "pt": "pt_ep"})
     assert evaluate(mixed, Options(("wer",), text)).rates("wer", "s", "all") == {"": 0}
     assert evaluate(mixed, Options(("wer",))).rates("wer", "s", "language")["pt-PT"] == 1 / 5
     with pytest.raises(ConfigError, match="texts are in 'de'"):
         evaluate(mixed, Options(("wer",), TextOptions("pt_ep")))
+
+
+def test_casing_by_language():
+    both = [row(0, "Das Haus", {"s": "das haus"}, language="de"), row(1, "Bom Dia", {"s": "bom dia"}, language="pt-PT")]
+    text = TextOptions("words", casing={"de": "keep"})
+    assert evaluate(both, Options(("wer",), text)).rates("wer", "s", "language") == {"de": 1, "pt-PT": 0}
+    assert str(text) == "words; casing de=keep"
+    assert str(TextOptions({"pt": "pt_ep"})) == "pt=pt_ep, whisper_basic"
+    with pytest.raises(ConfigError, match="casing='kep' is none of lower, keep"):
+        TextOptions("words", casing={"de": "kep"})
 
 
 def test_spellings_are_reported_beside():
