@@ -37,6 +37,10 @@ class AudioError(NemoMergeError):
     """Audio that cannot be used: missing, damaged, too short or of an unknown format."""
 
 
+class TranscriptError(NemoMergeError, ValueError):
+    """Transcripts that cannot be scored: damaged, of an unknown format, or not of the same utterances."""
+
+
 class OutputError(NemoMergeError):
     """An output that cannot be written: it exists, the disk is full, the folder is read-only."""
 

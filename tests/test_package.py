@@ -28,7 +28,15 @@ def test_importing_the_package_loads_nothing_heavy():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["merge", "--help"], ["plan", "--help"], ["analyze", "--help"], ["methods", "--help"], ["--version"]],
+    [
+        ["--help"],
+        ["merge", "--help"],
+        ["plan", "--help"],
+        ["analyze", "--help"],
+        ["methods", "--help"],
+        ["score", "--help"],
+        ["--version"],
+    ],
 )
 def test_help_does_not_import_torch(arguments):
     code = f"import sys; sys.argv = ['nemo-merge', *{arguments}]\nfrom nemo_merge.cli import main\ntry: main()\nexcept SystemExit: pass"
@@ -78,7 +86,7 @@ LAYERS = {
     },
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "__init__"},
     "training": {"errors", "checkpoints", "adapters", "__init__"},
-    "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting", "training", "settings"},
+    "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting", "training", "settings", "scoring"},
     "hooks": {"errors", "tensors", "methods", "checkpoints", "merging", "corpora", "settings", "__init__"},
     "settings": {"errors", "methods"},
     "configs": set(),

@@ -12,7 +12,10 @@ import click
 
 from ..errors import NemoMergeError
 
-_VERBS = ("analyze", "emr-apply", "finetune", "inspect", "merge", "methods", "multirun", "plan", "reproduce", "sweep")
+_VERBS = (
+    "analyze", "emr-apply", "finetune", "inspect", "merge", "methods", "multirun", "plan", "reproduce", "score",
+    "sweep",
+)  # fmt: skip
 
 
 class _LazyGroup(click.Group):

@@ -10,7 +10,17 @@ from pathlib import Path
 
 from .. import __version__
 
-_PACKAGES = ("torch", "nemo_toolkit", "lightning", "lhotse", "jiwer", "numpy", "espeakng-loader")
+_PACKAGES = (
+    "torch",
+    "nemo_toolkit",
+    "lightning",
+    "lhotse",
+    "rapidfuzz",
+    "jiwer",
+    "sacrebleu",
+    "numpy",
+    "espeakng-loader",
+)
 
 
 def environment() -> dict[str, str]:

@@ -15,3 +15,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def percent(value: float, digits: int = 0) -> str:
     """A share as ``12 %``; empty for NaN."""
     return "" if math.isnan(value) else f"{100 * value:.{digits}f} %"
+
+
+def p_value(value: float) -> str:
+    """A p value, with the smallest ones as a bound."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..scoring import Interval
 from .environment import environment
-from .markdown import table
+from .markdown import p_value, table
 
 _MERGES_BY_DOMAIN = 8  # with more of them, bars by domain cannot be told apart
 
@@ -23,11 +23,13 @@ class Scores:
         sets: error counts and ``interval`` by model and test set.
         means: mean error rate over the domains by model.
         against: difference of that mean to the baseline's by merge.
+        significance: p values of MAPSSWE over the domains against the baseline, corrected for the number of merges.
     """
 
     sets: Mapping[str, Mapping[str, Mapping[str, Any]]]
     means: Mapping[str, Interval]
     against: Mapping[str, Interval]
+    significance: Mapping[str, float]
 
     @classmethod
     def read(cls, path: Path) -> Scores:
@@ -37,6 +39,7 @@ class Scores:
             content["sets"],
             {name: Interval(*values) for name, values in content["means"].items()},
             {name: Interval(*values) for name, values in content["against"].items()},
+            {name: test["p_holm"] for name, test in content["significance"].items()},
         )
 
     def interval(self, model: str, name: str) -> Interval:
@@ -90,7 +93,8 @@ def write_results(
         (
             "Intervals are 95 % bootstrap intervals over utterances. *Mean* is the unweighted mean over the domains "
             f"that have an expert; *against {baseline}* is the difference of that mean, with the same utterances drawn "
-            "for both. The columns after it are means over sets that no expert was trained on: "
+            "for both, and *p* is that of MAPSSWE over the words of these domains (two-tailed, corrected by Holm's "
+            "method for the number of merges). The columns after it are means over sets that no expert was trained on: "
             + "; ".join(f"*{group}*: {', '.join(titles.values())}" for group, titles in others.items())
             + ". Methods run with their defaults where no parameter is shown; nothing was tuned on these sets."
         ),
@@ -186,7 +190,15 @@ def _main_table(
     merges: Mapping[str, Mapping[str, Any]],
     merge_seconds: Mapping[str, float],
 ) -> str:
-    header = ["model", *domains.values(), "mean", f"against {_baseline(scores, merges)}", *others, "CPU-s to merge"]
+    header = [
+        "model",
+        *domains.values(),
+        "mean",
+        f"against {_baseline(scores, merges)}",
+        "p",
+        *others,
+        "CPU-s to merge",
+    ]
     rows = []
     for model in ("base", *domains, *merges):
         label = f"expert: {domains[model]}" if model in domains else _merge_label(model, merges.get(model, {}))
@@ -198,6 +210,7 @@ def _main_table(
                 *cells,
                 f"**{_shown(scores.means[model])}**",
                 _signed(difference) if difference else "",
+                p_value(scores.significance[model]) if difference else "",
                 *(f"{100 * scores.mean(model, list(titles)):.1f}" for titles in others.values()),
                 f"{merge_seconds[model]:.1f}" if model in merge_seconds else "",
             ]

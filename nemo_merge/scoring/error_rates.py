@@ -1,9 +1,13 @@
-"""Word and character error rates over a corpus, counted by jiwer."""
+"""Word, character and mixed error rates over a corpus."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from ..errors import TranscriptError
+from .alignment import Costs, count_edits
+from .tokens import Tokeniser, characters, mixed_tokens, words
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class ErrorCounts:
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
     """Word errors of a corpus: edits summed over utterances, words split at white space.
 
+    Texts are compared as they are; see :mod:`nemo_merge.scoring.text` for what to do about casing and punctuation.
+
     Example:
         >>> word_error_rate(["o gato preto"], ["o pato"]).rate
         0.6666666666666666
@@ -60,24 +66,55 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Err
 
 
 def character_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
-    """Character errors of a corpus, spaces included.
+    """Character errors of a corpus, spaces included (runs of them count as one).
 
     Raises:
         ValueError: the lists differ in length or are empty.
     """
-    import jiwer
+    return sum_counts(utterance_errors(references, hypotheses, characters))
 
-    _check(references, hypotheses)
-    output = [jiwer.process_characters([r], [h]) for r, h in zip(references, hypotheses, strict=True)]
-    return sum_counts([_counts(item) for item in output])
+
+def mixed_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
+    """Errors of a corpus that mixes scripts: every Han character or kana is a token, as is every other word.
+
+    This is what Mandarin-English papers call MER. It is not ``jiwer.mer``, the match error rate.
+
+    Example:
+        >>> mixed_error_rate(["我想 book 房间"], ["我想 look 房"]).rate
+        0.4
+
+    Raises:
+        ValueError: the lists differ in length or are empty.
+    """
+    return sum_counts(utterance_errors(references, hypotheses, mixed_tokens))
 
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[ErrorCounts]:
     """Word errors of every utterance by itself."""
-    import jiwer
+    return utterance_errors(references, hypotheses)
 
-    _check(references, hypotheses)
-    return [_counts(jiwer.process_words([r], [h])) for r, h in zip(references, hypotheses, strict=True)]
+
+def utterance_errors(
+    references: Sequence[str], hypotheses: Sequence[str], tokens: Tokeniser = words, costs: Costs = "levenshtein"
+) -> list[ErrorCounts]:
+    """Errors of every utterance by itself.
+
+    Args:
+        references: what was said.
+        hypotheses: what was recognised, in the same order.
+        tokens: what is counted.
+        costs: of an edit, see :func:`~nemo_merge.scoring.alignment.align`.
+
+    Raises:
+        ValueError: the lists differ in length or are empty.
+    """
+    check_pairs(references, hypotheses)
+    counts = []
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        said = tokens(reference)
+        edits = count_edits(said, tokens(hypothesis), costs)
+        counts.append(ErrorCounts(*edits, len(said), 1, int(any(edits))))
+    return counts
 
 
 def sum_counts(counts: Sequence[ErrorCounts]) -> ErrorCounts:
@@ -92,15 +129,15 @@ def sum_counts(counts: Sequence[ErrorCounts]) -> ErrorCounts:
     )
 
 
-def _counts(output: object) -> ErrorCounts:
-    substitutions, deletions = output.substitutions, output.deletions  # type: ignore[attr-defined]
-    insertions, hits = output.insertions, output.hits  # type: ignore[attr-defined]
-    wrong = int(substitutions + deletions + insertions > 0)
-    return ErrorCounts(substitutions, deletions, insertions, hits + substitutions + deletions, 1, wrong)
+def check_pairs(references: Sequence[str], hypotheses: Sequence[str]) -> None:
+    """Refuses what cannot be compared utterance by utterance.
 
-
-def _check(references: Sequence[str], hypotheses: Sequence[str]) -> None:
+    Raises:
+        ValueError: one text instead of a list of them, lists of other lengths, or none.
+    """
+    if isinstance(references, str) or isinstance(hypotheses, str):
+        raise TranscriptError("give lists of utterances, not one text: its letters would be taken for utterances")
     if len(references) != len(hypotheses) or not references:
-        raise ValueError(
+        raise TranscriptError(
             f"{len(references)} references and {len(hypotheses)} hypotheses: give one hypothesis per reference"
         )

@@ -10,9 +10,9 @@ from typing import Any
 
 from ..corpora.mini import NOTICE, load
 from ..reporting.results import Scores, write_results
-from ..scoring import bootstrap_interval
+from ..scoring import bootstrap_interval, holm, mapsswe
 from ..scoring.error_rates import sum_counts, word_errors
-from ..training.decode import DecodingJob, read_hypotheses
+from ..training.decode import DecodingJob, Hypothesis, read_hypotheses
 from .data import cuts_path
 from .engine import Context, identity, seconds_of
 from .models import merged_path, model_path
@@ -46,16 +46,18 @@ def decode(context: Context) -> None:
 
 
 def score(context: Context) -> None:
-    """Stage 7: word error rates with confidence intervals."""
+    """Stage 7: word error rates with confidence intervals, and every merge against the baseline."""
     sets = list(context.config["decode"]["sets"])
     domains = list(context.config["domains"])
+    heard = {
+        model: {name: read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl") for name in sets}
+        for model in _models(context)
+    }
     errors = {
         model: {
-            name: word_errors([h.text for h in heard], [h.pred_text for h in heard])
-            for name in sets
-            for heard in [read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl")]
+            name: word_errors([h.text for h in found], [h.pred_text for h in found]) for name, found in by_set.items()
         }
-        for model in _models(context)
+        for model, by_set in heard.items()
     }
     table: dict[str, Any] = {"sets": {}, "means": {}, "against": {}}
     baseline = context.config["score"]["baseline"]
@@ -69,7 +71,17 @@ def score(context: Context) -> None:
         if model != baseline and model not in (*domains, "base"):
             table["against"][model] = bootstrap_interval(mine, [errors[baseline][name] for name in domains])
         context.say(f"{model}: mean WER over the domains {100 * table['means'][model].value:.1f} %")
+    at_home = {model: [item for name in domains for item in by_set[name]] for model, by_set in heard.items()}
+    table["significance"] = _significance({name: at_home[name] for name in table["against"]}, at_home[baseline])
     (context.expdir / "scores.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def _significance(merges: dict[str, list[Hypothesis]], baseline: list[Hypothesis]) -> dict[str, dict[str, Any]]:
+    """MAPSSWE of every merge against the baseline over all domains, corrected for the number of merges."""
+    references, theirs = [item.text for item in baseline], [item.pred_text for item in baseline]
+    tests = {name: mapsswe(references, [item.pred_text for item in mine], theirs) for name, mine in merges.items()}
+    corrected = holm([test.p_value for test in tests.values()])
+    return {name: {**asdict(test), "p_holm": p} for (name, test), p in zip(tests.items(), corrected, strict=True)}
 
 
 def write_report(context: Context) -> None:
