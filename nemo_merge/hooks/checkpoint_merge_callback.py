@@ -37,7 +37,7 @@ class CheckpointMergeCallback(MergingCallback):
     the starting weights of the run are the base.
 
     Example:
-        >>> CheckpointMergeCallback("average.nemo", best=5)  # doctest: +SKIP
+        >>> callback = CheckpointMergeCallback("average.nemo", best=5)
 
     Args:
         output: the ``.nemo`` to write; it appears whole, and stock NeMo restores it.

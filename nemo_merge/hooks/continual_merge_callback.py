@@ -46,7 +46,7 @@ class ContinualMergeCallback(Callback):
     after a step see the changed weights, and what NeMo saves at the end has them.
 
     Example:
-        >>> ContinualMergeCallback("base.nemo", every_n_steps=100, schedule="cosine", end=0.5)  # doctest: +SKIP
+        >>> callback = ContinualMergeCallback("base.nemo", every_n_steps=100, schedule="cosine", end=0.5)
 
     Args:
         base: a checkpoint with the same tensors; by default the weights that the run starts with.

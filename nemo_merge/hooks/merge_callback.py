@@ -27,7 +27,7 @@ class MergeCallback(MergingCallback):
     statistics, optimiser, random numbers and logged metrics are afterwards what they were, to the bit.
 
     Example:
-        >>> MergeCallback("base.nemo", ["news.nemo"], "ties", density=0.3, output="merged.nemo")  # doctest: +SKIP
+        >>> callback = MergeCallback("base.nemo", ["news.nemo"], "ties", density=0.3, output="merged.nemo")
 
     Args:
         base: the model that all experts, the one in training included, were fine-tuned from; None for methods that need

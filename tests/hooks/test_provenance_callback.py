@@ -84,7 +84,7 @@ def test_training_after_a_merge_is_noted(merged, manifest, registered, tmp_path)
     again.save_to(str(tmp_path / "again.nemo"))
     report = merge(merged, [tmp_path / "again.nemo"], "task_arithmetic", output=tmp_path / "second.nemo")
     (expert,) = report.provenance["experts"]
-    assert expert["merged_from"]["started_from"][0]["merged_from"]["method"]["name"] == "soup"
+    assert expert["fine_tuned"]["started_from"][0]["merged_from"]["method"]["name"] == "soup"
 
 
 def test_checkpoints_of_lightning_say_it_too(merged, manifest, registered, tmp_path):
