@@ -37,6 +37,10 @@ class AudioError(NemoMergeError):
     """Audio that cannot be used: missing, damaged, too short or of an unknown format."""
 
 
+class CorpusError(NemoMergeError):
+    """A corpus that is not there, not laid out as documented, or damaged."""
+
+
 class OutputError(NemoMergeError):
     """An output that cannot be written: it exists, the disk is full, the folder is read-only."""
 

@@ -12,7 +12,10 @@ import click
 
 from ..errors import NemoMergeError
 
-_VERBS = ("analyze", "emr-apply", "inspect", "merge", "methods", "multirun", "plan", "reproduce", "sweep")
+_VERBS = (
+    "analyze", "corpora", "download", "emr-apply", "export-nemo", "inspect", "merge", "methods", "multirun", "plan",
+    "prepare", "reproduce", "sweep",
+)  # fmt: skip
 
 
 class _LazyGroup(click.Group):

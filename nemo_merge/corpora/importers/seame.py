@@ -1,0 +1,75 @@
+"""SEAME's transcripts: lines of recording, start and end in milliseconds, language (phase II only) and text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..languages import HAN, LATIN, spans_by_script
+from ..sessions import Audio, Session, Utterance
+from ..source import Source
+
+_MARKS = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\([^()]*\)")
+_LANGUAGES = {"EN": "en", "ZH": "zh", "CS": "zh-en"}
+
+
+def seame_sessions(source: Source, files: list[Path], audio_dirs: list[Path]) -> Iterator[Session]:
+    """Sessions of transcripts, one per recording.
+
+    Args:
+        source: the corpus.
+        files: transcripts, of phase I (four columns) or phase II (five).
+        audio_dirs: folders where ``<recording>.flac`` or ``.wav`` may be.
+    """
+    for path in files:
+        by_recording: dict[str, list[Utterance]] = {}
+        for place, line in source.lines(path):
+            if not line.strip():
+                continue
+            cells = line.split("\t") if "\t" in line else line.split(None, 4)
+            if len(cells) < 4:
+                source.problems.add(
+                    "row", place, f"{len(cells)} columns; SEAME has recording, start, end, [language], text"
+                )
+                continue
+            recording, start, end = cells[0].strip(), cells[1], cells[2]
+            language = cells[3].strip() if len(cells) > 4 else ""
+            raw = " ".join(cells[-1].split()) if len(cells) > 4 or cells[3] not in _LANGUAGES else ""
+            if not start.strip().isdigit() or not end.strip().isdigit():
+                source.problems.add("row", place, f"start {start!r} and end {end!r} are not milliseconds")
+                continue
+            if language and language not in _LANGUAGES:
+                source.problems.add("row", place, f"the language {language!r} is none of {', '.join(_LANGUAGES)}")
+                continue
+            text = " ".join(_MARKS.sub(" ", raw).split())
+            by_recording.setdefault(recording, []).append(
+                Utterance(
+                    id=f"{recording}-{int(start):08d}-{int(end):08d}",
+                    place=place,
+                    text=text,
+                    raw=raw,
+                    start=int(start) / 1000,
+                    end=int(end) / 1000,
+                    speaker=speaker_of(recording),
+                    language=_LANGUAGES.get(language),
+                    spans=spans_by_script(text, {HAN: "zh", LATIN: "en"}),
+                )
+            )
+        for recording, utterances in by_recording.items():
+            choices = [folder / f"{recording}{suffix}" for folder in audio_dirs for suffix in (".flac", ".wav")]
+            audio = next((choice for choice in choices if choice.is_file()), choices[0])
+            yield Session(recording, Audio(audio), utterances)
+
+
+def speaker_of(recording: str) -> str:
+    """The speaker's part of a recording's name.
+
+    Interviews are ``NI01MAX_0101``: place, number, sex and session; conversations ``01NC01FBX_0101``. Recordings of one
+    speaker differ in what follows the underscore.
+
+    Example:
+        >>> speaker_of("NI01MAX_0101")
+        'NI01MAX'
+    """
+    return recording.rsplit("_", 1)[0]
