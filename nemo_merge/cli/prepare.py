@@ -39,7 +39,7 @@ def run(
 ) -> None:
     """Prepares a corpus and prints what is there."""
     from ..corpora import find
-    from ..corpora.prepared import find_prepared
+    from ..corpora.prepared import open_prepared
     from ._options import read_options
 
     corpus = find(name)
@@ -47,10 +47,9 @@ def run(
     assert corpus.prepare is not None  # all that are registered have one
     with _progress(quiet) as progress:
         manifests = corpus.prepare(source, output, num_jobs, strict=strict, progress=progress, **given)
-    written = {Path(split["supervisions"].data.path).name.split("_")[0] for split in manifests.values()}
-    for item in find_prepared(output):
-        if item.stem in written and item.folder == output:
-            _summary(item)
+    item = open_prepared(manifests.summary)
+    assert item is not None  # just written
+    _summary(item)
 
 
 def _summary(item: Prepared) -> None:

@@ -45,12 +45,25 @@ def open_recording(audio: Audio, recording_id: str, folder: Path | None) -> Reco
             return _stored(audio.content, audio.path.suffix, recording_id, folder)
         if audio.headerless or audio.path.suffix == ".gz":
             return _stored(_converted(audio), ".flac", recording_id, folder)
-        return _checked(_recording(audio.path, recording_id))
+        return _in_place(audio, recording_id, folder)
     except UnreadableAudioError:
         raise
     except Exception as error:  # each of Lhotse's backends raises its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnreadableAudioError("unreadable_audio", f"{audio.path} cannot be read as audio ({reason})") from error
+
+
+def _in_place(audio: Audio, recording_id: str, folder: Path | None) -> Recording:
+    try:
+        return _checked(_recording(audio.path, recording_id))
+    except Exception:
+        if audio.path.suffix.lower() != ".sph":
+            raise
+        try:  # Lhotse needs sph2pipe, libsndfile reads SPHERE files that are not compressed with shorten
+            content = _converted(audio)
+        except Exception:
+            raise ValueError("SPHERE audio compressed with shorten needs sph2pipe: lhotse install-sph2pipe") from None
+        return _stored(content, ".flac", recording_id, folder)
 
 
 def _recording(path: Path, recording_id: str) -> Recording:

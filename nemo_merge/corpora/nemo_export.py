@@ -1,4 +1,4 @@
-"""Prepared corpora as NeMo takes them: JSON manifests, and the ``input_cfg`` that mixes corpora with weights and tags."""
+"""Prepared corpora as NeMo takes them: JSON manifests, and the ``input_cfg`` that mixes them with weights and tags."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def export_nemo(
 ) -> Path:
     """Writes ``<corpus>_<split>.json`` for each corpus and ``input_cfg_<split>.yaml`` for all.
 
-    Corpora with recordings of several channels have no manifest, which could not say which channel is meant: their entry
-    in the configuration is the Lhotse cuts.
+    Corpora with recordings of several channels have no manifest, which could not say which channel is meant: their
+    entry in the configuration is the Lhotse cuts.
 
     Args:
         prepared: corpora.

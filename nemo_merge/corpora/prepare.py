@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .registry import Corpus
 
 VERSION = 1  # raise when the same corpus gives other manifests: prepared ones are then made anew
-Manifests = dict[str, dict[str, Any]]
 Progress = Callable[[str, int], None]
 
 
@@ -85,6 +84,16 @@ def prepare_manifests(
     return _Preparation(source, identity, Path(output_dir), num_jobs, progress, options).run(found)
 
 
+class Manifests(dict[str, dict[str, Any]]):
+    """``{split: {"recordings": ..., "supervisions": ...}}``, as Lhotse's recipes return it.
+
+    Attributes:
+        summary: the file that describes the corpus in the output folder; None when nothing was written.
+    """
+
+    summary: Path | None = None
+
+
 class _Preparation:
     """One run that writes files."""
 
@@ -125,7 +134,9 @@ class _Preparation:
             raise CorpusError(f"{self.source.root}: no utterance is usable; see {self.folder}/*_problems_*.jsonl")
         done = {split: done[split] for split in found.splits if split in done}
         self._summarise(done)
-        return _load(self.folder, self.identity.stem, done)
+        manifests = _load(self.folder, self.identity.stem, done)
+        manifests.summary = self.summary_path
+        return manifests
 
     def _is_done(self, split: str, before: dict[str, Any] | None) -> bool:
         """Whether the split was prepared with the same options from files that did not change since.
@@ -210,7 +221,7 @@ def _in_memory(
 ) -> Manifests:
     from lhotse import RecordingSet, SupervisionSet
 
-    manifests: Manifests = {}
+    manifests = Manifests()
     ids = _Ids()
     work = partial(examine, identity=identity, audio_folder=None)
     source.problems.start(lambda problem: None)
@@ -242,13 +253,15 @@ def _nothing_known(_: Session) -> Row | None:
 def _load(folder: Path, stem: str, splits: Iterable[str]) -> Manifests:
     from lhotse import RecordingSet, SupervisionSet
 
-    return {
-        split: {
-            "recordings": RecordingSet.from_jsonl_lazy(manifest_path(folder, stem, "recordings", split)),
-            "supervisions": SupervisionSet.from_jsonl_lazy(manifest_path(folder, stem, "supervisions", split)),
+    return Manifests(
+        {
+            split: {
+                "recordings": RecordingSet.from_jsonl_lazy(manifest_path(folder, stem, "recordings", split)),
+                "supervisions": SupervisionSet.from_jsonl_lazy(manifest_path(folder, stem, "supervisions", split)),
+            }
+            for split in splits
         }
-        for split in splits
-    }
+    )
 
 
 def _unchanged(path: str, state: list[int]) -> bool:

@@ -109,14 +109,22 @@ def find_prepared(
     ]
 
 
+def open_prepared(summary: Path) -> Prepared | None:
+    """The corpus that ``<corpus>.json`` describes; None when the file is something else."""
+    content = read_summary(summary)
+    if content is None:
+        return None
+    return Prepared(
+        summary.parent,
+        summary.stem,
+        content["corpus"],
+        content["domain"],
+        tuple(content["languages"]),
+        {name: split["counts"] for name, split in content["splits"].items()},
+    )
+
+
 def _prepared(root: Path) -> Iterator[Prepared]:
     for path in sorted({*root.glob("*.json"), *root.glob("*/*.json")}):
-        if content := read_summary(path):
-            yield Prepared(
-                path.parent,
-                path.stem,
-                content["corpus"],
-                content["domain"],
-                tuple(content["languages"]),
-                {name: split["counts"] for name, split in content["splits"].items()},
-            )
+        if item := open_prepared(path):
+            yield item

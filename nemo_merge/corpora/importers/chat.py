@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..languages import spans_of_words
+from ..languages import language_tag, spans_of_words
 from ..sessions import Audio, Session, Span, Utterance
 from ..source import Source
 
@@ -98,6 +98,7 @@ def _utterance(
         end=end,
         speaker=f"{path.stem}-{speaker}",
         gender={"male": "Male", "female": "Female"}.get(about.get("sex", "")),
+        language=language_tag(languages[0], spans),
         spans=spans,
         custom={key: value for key, value in about.items() if key == "age" and value},
     )

@@ -25,6 +25,7 @@ def paired_sessions(
     """
     for audio in source.find(*AUDIO, under=folder):
         relative = audio.relative_to(folder).with_suffix("")
+        name = "-".join(audio.relative_to(source.root).with_suffix("").parts)  # unlike that of any other split
         if transcripts is not None:
             place, text = transcripts.get(audio.stem, ("", ""))
         else:
@@ -38,7 +39,7 @@ def paired_sessions(
         speaker = relative.parts[-2] if len(relative.parts) > 1 else None
         yield single(
             Audio(audio),
-            Utterance("-".join(relative.parts), place, " ".join(text.split()), raw=text.strip(), speaker=speaker),
+            Utterance(name, place, " ".join(text.split()), raw=text.strip(), speaker=speaker),
         )
 
 

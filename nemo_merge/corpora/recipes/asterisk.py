@@ -120,8 +120,8 @@ def download_asterisk(target_dir: str | Path, force_download: bool = False, lang
     packages = [f"asterisk-core-sounds-{language}-wav", f"asterisk-core-sounds-{language}"]
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise CorpusError(
-            f"fetching {' and '.join(packages)} needs apt-get and dpkg-deb of Debian or Ubuntu; elsewhere fetch the .deb "
-            f"files by other means and unpack each of them in {folder} (ar x FILE; tar xf data.tar.*)"
+            f"fetching {' and '.join(packages)} needs apt-get and dpkg-deb of Debian or Ubuntu; elsewhere fetch the "
+            f".deb files by other means and unpack each of them in {folder} (ar x FILE; tar xf data.tar.*)"
         )
     folder.mkdir(parents=True, exist_ok=True)
     _run(["apt-get", "download", *packages], folder)

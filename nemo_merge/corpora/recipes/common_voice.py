@@ -21,7 +21,7 @@ VARIETIES = {
     "pt-PT": ("portugal", "portugues europeu", "european", "pt-pt", "lisbo", "europeia"),
     "pt-BR": ("brasil", "brazil", "pt-br", "paulista", "carioca", "mineiro", "nordestin", "gaucho"),
 }
-"""Words of the columns ``variant`` and ``accents``, without marks, by which a variety is told. Accents are free text."""
+"""Words of the columns ``variant`` and ``accents``, without marks, that tell a variety. Accents are free text."""
 
 CORPUS = register(
     Corpus(

@@ -31,8 +31,8 @@ CORPUS = register(
         layout="**/*.sph, **/*.tdf and **/*_call.tbl, in one folder",
         splits=("train", "dev", "test"),
         citation="LDC2010S01, LDC2010T04; splits: Post et al., IWSLT 2013",
-        note="lists=<folder> with a file per split that names its recordings, one a line; without it there is one, all. "
-        "switched=true keeps segments with English only.",
+        note="lists=<folder> with a file per split that names its recordings, one a line; without it there is one, "
+        "all. switched=true keeps segments with English only.",
     )
 )
 

@@ -92,10 +92,22 @@ def prepare_kaldi(source: Source, *, audio_dir: str = "") -> Splits:
 
 
 @_format("transcriber", "Transcriber .trs", "*.trs with audio of the same name")
-def prepare_transcriber(source: Source, *, encoding: str = "", rate: int = 16000) -> Splits:
+def prepare_transcriber(source: Source, *, encoding: str = "", rate: int = 16000, audio_dir: str = "") -> Splits:
     """Transcripts with turns; ``encoding`` overrides what they declare, ``rate`` is that of ``.raw`` audio."""
     files = source.find("*.trs")
-    return {"all": trs_sessions(source, files, encoding=encoding or None, headerless=Headerless(rate))} if files else {}
+    return (
+        {
+            "all": trs_sessions(
+                source,
+                files,
+                Path(audio_dir) if audio_dir else None,
+                encoding=encoding or None,
+                headerless=Headerless(rate),
+            )
+        }
+        if files
+        else {}
+    )
 
 
 @_format("chat", "CHAT .cha", "*.cha with audio of the same name")
