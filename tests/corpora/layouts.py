@@ -188,13 +188,13 @@ def mtedx(root: Path) -> Layout:
         write(
             data / "vtt" / f"{split}Talk.pt.vtt",
             f"WEBVTT\nKind: captions\nLanguage: pt\n\n00:00:00.100 --> 00:00:01.000\nOlá, {split}!\n\n"
-            "00:00:01.200 --> 00:00:02.500\n(Risos) Bem-vindos\na todos.\n\n",
+            "00:00:01.200 --> 00:00:02.300\n(Risos) Bem-vindos\na todos.\n\n00:00:02.300 --> 00:00:02.900\nmuito obrigado\n\n",
         )
     names = {"train": "train", "valid": "dev", "test": "test"}
     return Layout(
         "mtedx",
         [row for name, split in names.items() for row in
-         ((split, f"Olá, {name}!", "pt"), (split, "Bem-vindos a todos.", "pt"))],
+         ((split, f"Olá, {name}!", "pt"), (split, "Bem-vindos a todos.", "pt"), (split, "muito obrigado", "pt"))],
         "mtedx-pt",
         conversation=True,
     )  # fmt: skip

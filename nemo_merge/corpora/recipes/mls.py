@@ -1,7 +1,7 @@
 """Multilingual LibriSpeech: audiobooks of LibriVox (Pratap et al., Interspeech 2020, arXiv 2012.03411).
 
-Lhotse's recipe prepares every language folder that it finds and looks for Opus files unless told; this one takes one
-language and whichever format is there.
+Lhotse's recipe prepares every language folder that it finds, looks for Opus files unless told, and searches all
+recordings for the duration of each; this one takes one language and whichever format is there.
 """
 
 from __future__ import annotations
