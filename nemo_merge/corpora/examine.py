@@ -89,8 +89,8 @@ def in_order(
     pending: deque[tuple[Session, Row | Future[Row]]] = deque()
 
     def oldest() -> tuple[Session, Row]:
-        session, row = pending.popleft()
-        return session, row if isinstance(row, Row) else row.result()
+        session, made = pending.popleft()
+        return session, made if isinstance(made, Row) else made.result()
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -102,9 +102,9 @@ def in_order(
             while pending:
                 yield oldest()
         finally:
-            for _, row in pending:
-                if isinstance(row, Future):
-                    row.cancel()
+            for _, unfinished in pending:
+                if isinstance(unfinished, Future):
+                    unfinished.cancel()
 
 
 def _custom(item: Utterance, identity: Identity) -> dict[str, Any]:

@@ -81,13 +81,14 @@ def nemo_rows(cuts: Path) -> Iterator[dict[str, Any]]:
             row = {"id": cut["id"], "audio_filepath": source["source"], "duration": cut["duration"]}
             if cut["start"] or cut["duration"] < recording["duration"]:
                 row["offset"] = cut["start"]
+            else:  # NeMo takes the duration of a row with a rate for that of the whole file, and does not look at it
+                row["sampling_rate"] = recording["sampling_rate"]
             custom = supervision.get("custom") or {}
             about = {key: supervision.get(key) for key in ("text", "speaker", "gender")}
             yield {
                 **row,
                 **{key: value for key, value in about.items() if value is not None},
                 "lang": supervision["language"],
-                "sampling_rate": recording["sampling_rate"],
                 **{key: custom[key] for key in _CUSTOM if custom.get(key)},
             }
 

@@ -33,9 +33,7 @@ DOMAINS = (
     "conversational",
     "parliament",
     "telephone",
-    "prompts",
     "children",
-    "code_switching",
     "mixed",
     "any",
 )

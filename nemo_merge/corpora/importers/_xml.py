@@ -18,6 +18,11 @@ class Node(Element):
     line: int = 0
 
 
+def line_of(element: Element) -> int:
+    """The line where an element of :func:`parse_xml` begins."""
+    return element.line if isinstance(element, Node) else 0
+
+
 class _EntityError(Exception):
     pass
 

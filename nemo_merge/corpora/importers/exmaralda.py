@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from ..sessions import Audio, Session, Utterance
 from ..source import Source
-from ._xml import Node, parse_xml
+from ._xml import line_of, parse_xml
 
 _NOISE = re.compile(r"\(\(.*?\)\)|\{.*?\}|[/•…]+")
 
@@ -30,7 +31,7 @@ def exb_sessions(
             continue
         if root.tag != "basic-transcription":
             source.problems.add(
-                "row", f"{path}, line {root.line}", f"<{root.tag}> is not EXMARaLDA's <basic-transcription>"
+                "row", f"{path}, line {line_of(root)}", f"<{root.tag}> is not EXMARaLDA's <basic-transcription>"
             )
             continue
         times = {item.get("id", ""): item.get("time") for item in root.iter("tli")}
@@ -49,13 +50,13 @@ def exb_sessions(
 
 
 def _utterances(
-    source: Source, path: Path, tier: Node, times: Mapping[str, str | None], speakers: Mapping[str, Node]
+    source: Source, path: Path, tier: Element, times: Mapping[str, str | None], speakers: Mapping[str, Element]
 ) -> Iterator[Utterance]:
     speaker = tier.get("speaker") or None
     known = speakers.get(speaker or "")
     sex = known.find("sex") if known is not None else None
     for event in tier.iter("event"):
-        place = f"{path}, line {getattr(event, 'line', 0)}"
+        place = f"{path}, line {line_of(event)}"
         raw = " ".join("".join(event.itertext()).split())
         try:
             start, end = (float(times[event.get(key, "")] or "") for key in ("start", "end"))

@@ -27,15 +27,16 @@ def paired_sessions(
         relative = audio.relative_to(folder).with_suffix("")
         name = "-".join(audio.relative_to(source.root).with_suffix("").parts)  # unlike that of any other split
         if transcripts is not None:
-            place, text = transcripts.get(audio.stem, ("", ""))
+            found = transcripts.get(audio.stem)
         else:
             path = next((audio.with_suffix(suffix) for suffix in _TEXTS if audio.with_suffix(suffix).is_file()), None)
-            place, text = (str(path), source.text(path, encoding)) if path else ("", "")
-            if text is None:
-                continue
-        if not place:
+            if path and (content := source.text(path, encoding)) is None:
+                continue  # and the reason is said
+            found = (str(path), content or "") if path else None
+        if found is None:
             source.problems.add("missing_text", str(audio), "no transcript goes with this audio")
             continue
+        place, text = found
         speaker = relative.parts[-2] if len(relative.parts) > 1 else None
         yield single(
             Audio(audio),

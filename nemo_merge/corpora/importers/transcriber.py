@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from ..sessions import Audio, Headerless, Session, Utterance
 from ..source import Source
-from ._xml import Node, parse_xml
+from ._xml import line_of, parse_xml
 
 _AUDIO = (".wav", ".flac", ".sph", ".mp3", ".ogg", ".raw")
 _INLINE = re.compile(r"\s*\[[^\]]*\]|\s*\^\^|\^(?=\w)|(?<=\w)-(?=\s|$)|\+(?=\w)")
@@ -42,7 +43,7 @@ def trs_sessions(
         if root is None:
             continue
         if root.tag != "Trans":
-            source.problems.add("row", f"{path}, line {root.line}", f"<{root.tag}> is not Transcriber's <Trans>")
+            source.problems.add("row", f"{path}, line {line_of(root)}", f"<{root.tag}> is not Transcriber's <Trans>")
             continue
         audio = _audio(path, root, audio_dir or path.parent)
         utterances = list(_utterances(source, path, root))
@@ -51,7 +52,7 @@ def trs_sessions(
             yield Session(path.stem, Audio(audio, headerless=raw), utterances)
 
 
-def _audio(path: Path, root: Node, folder: Path) -> Path:
+def _audio(path: Path, root: Element, folder: Path) -> Path:
     names = [path.stem, Path(root.get("audio_filename") or path.stem).name]
     for name in names:
         for candidate in (folder / name, *(folder / f"{name}{suffix}" for suffix in _AUDIO)):
@@ -60,13 +61,13 @@ def _audio(path: Path, root: Node, folder: Path) -> Path:
     return folder / f"{path.stem}.wav"
 
 
-def _utterances(source: Source, path: Path, root: Node) -> Iterator[Utterance]:
+def _utterances(source: Source, path: Path, root: Element) -> Iterator[Utterance]:
     speakers = {node.get("id"): node for node in root.iter("Speaker")}
     for section in root.iter("Section"):
         if section.get("type") == "nontrans":
             continue
         for turn in section.iter("Turn"):
-            place = f"{path}, line {getattr(turn, 'line', 0)}"
+            place = f"{path}, line {line_of(turn)}"
             names = (turn.get("speaker") or "").split()
             if len(names) > 1:
                 continue
@@ -113,16 +114,16 @@ class _Piece:
         return "".join(self.texts)
 
 
-def _pieces(source: Source, turn: Node, path: Path) -> Iterator[_Piece]:
+def _pieces(source: Source, turn: Element, path: Path) -> Iterator[_Piece]:
     """Stretches between ``Sync`` marks; events between them are left out, the text after an event is not."""
-    place = f"{path}, line {turn.line}"
+    place = f"{path}, line {line_of(turn)}"
     start, end = _seconds(turn.get("startTime")), _seconds(turn.get("endTime"))
     if start is None or end is None:
         source.problems.add("row", place, "the turn has no startTime and endTime in seconds")
         return
     pieces: list[_Piece] = []
     for node in turn:
-        line = getattr(node, "line", turn.line)
+        line = line_of(node)
         if node.tag == "Sync":
             time = _seconds(node.get("time"))
             if time is None:

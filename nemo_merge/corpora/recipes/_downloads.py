@@ -66,7 +66,7 @@ def archive(url: str, target_dir: str | Path, *, force_download: bool = False) -
     Raises:
         CorpusError: it cannot be fetched or unpacked.
     """
-    from lhotse.utils import resumable_download, safe_extract
+    from lhotse.utils import resumable_download
 
     folder = Path(target_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def archive(url: str, target_dir: str | Path, *, force_download: bool = False) -
     try:
         resumable_download(url, filename=folder / name, force_download=force_download)
         with tarfile.open(folder / name) as tar:
-            safe_extract(tar, path=folder)
+            tar.extractall(folder, filter="data")  # nothing outside the folder
     except Exception as error:  # of the network, the archive or the disk
         raise CorpusError(
             f"{url}: cannot be downloaded and unpacked ({error}); fetch it by other means and unpack it in {folder}"

@@ -35,10 +35,11 @@ CORPUS = register(
     Corpus(
         name="asterisk",
         title="Asterisk core sounds",
-        domain="prompts",
+        domain="telephone",
         languages=("en-US",),
         variety="one speaker for each of en-US, es-MX, fr-CA, it-IT, ru-RU",
         licence="CC BY-SA 3.0 (en, es, fr), CC BY 3.0 (it, ru)",
+        licence_verified=True,
         access="open",
         source="Debian: asterisk-core-sounds-{en,es,fr,it,ru}-wav and asterisk-core-sounds-{en,es,fr,it,ru}",
         layout="/ where the packages are installed, or a folder that they were unpacked in",
@@ -80,6 +81,7 @@ def prepare_asterisk(source: Source, *, language: str = "en", least_words: int =
         {split: by_split[split] for split in ("train", "dev", "test") if split in by_split},
         stem=f"asterisk-{language}",
         languages=(tag,),
+        variety="one speaker",
         licence=licence,
     )
 

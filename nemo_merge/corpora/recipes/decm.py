@@ -7,6 +7,7 @@ folder of its own: ``low``, ``mid``, ``high``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from ..importers.detect import LAYOUTS, bound_folder
 from ..languages import spans_from_tags
@@ -53,13 +54,8 @@ def _with_spans(source: Source, sessions: Iterable[Session]) -> Iterator[Session
             marked = utterance.text.replace("<en>", '<foreign lang="en">').replace("</en>", "</foreign>")
             if marked != utterance.text:
                 try:
-                    utterance.text, utterance.spans = spans_from_tags(
-                        marked,
-                        "foreign",
-                        "de",
-                        {"en": "en"},
-                        lambda what, place=utterance.place: source.problems.add("tag", place, what),
-                    )
+                    repaired = partial(source.problems.add, "tag", utterance.place)
+                    utterance.text, utterance.spans = spans_from_tags(marked, "foreign", "de", {"en": "en"}, repaired)
                 except ValueError as error:
                     source.problems.add("row", utterance.place, str(error))
                     continue

@@ -1,0 +1,105 @@
+"""The registry: what it says, what it needs, and how others add to it."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from nemo_merge.corpora import corpora, find, registry
+from nemo_merge.corpora.registry import ACCESS, DOMAINS, STATUS, Corpus, register
+from nemo_merge.errors import ConfigError
+
+from .layouts import tone
+
+WANTED = {
+    "camoes_si", "falar", "common_voice", "mls", "mtedx", "fleurs", "coraa", "portugues_falado", "lectra", "alert",
+    "bd_publico", "fala_bracarense", "cng", "speechdat", "seame", "talcs", "ascend", "cs_fleurs", "mucs", "fisher_es_en",
+    "bangor_miami", "arzen", "decm", "covost2", "asterisk",
+}  # fmt: skip
+
+
+def test_entries_are_complete():
+    assert {corpus.name for corpus in corpora()} >= WANTED
+    for corpus in corpora():
+        assert corpus.access in ACCESS
+        assert corpus.status in STATUS
+        assert corpus.domain in DOMAINS
+        assert corpus.layout
+        assert corpus.licence
+        assert corpus.kind == "format" or (corpus.citation and corpus.source)
+        parameters = list(inspect.signature(corpus.prepare).parameters)
+        assert parameters[:5] == ["corpus_dir", "output_dir", "num_jobs", "strict", "progress"]
+        assert parameters[5:] == list(corpus.options)
+        assert corpus.prepare.__name__.startswith("prepare_")
+        assert corpus.prepare.__doc__
+        if corpus.download:
+            assert list(inspect.signature(corpus.download).parameters)[:2] == ["target_dir", "force_download"]
+            assert corpus.access == "open"
+
+
+def test_nothing_is_claimed_that_was_not_seen():
+    """A licence counts as verified, and a recipe as tested on the corpus, only for what this machine can install."""
+    assert {corpus.name for corpus in corpora() if corpus.licence_verified or corpus.status == "tested_on_real"} == {
+        "asterisk"
+    }
+
+
+def test_names_that_are_nearly_right():
+    assert find("CAMOES-SI") is find("camoes_si")
+    with pytest.raises(ConfigError, match="there is no corpus 'lectr'; did you mean 'lectra'"):
+        find("lectr")
+
+
+def test_listing_needs_neither_lhotse_nor_torch():
+    code = (
+        "import sys; from nemo_merge.corpora import corpora; corpora(); import nemo_merge.cli.corpora\n"
+        "assert not {'torch', 'lhotse', 'nemo', 'numpy', 'pyarrow', 'soundfile'} & sys.modules.keys(), sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_another_package_adds_a_corpus(tmp_path, monkeypatch):
+    """A module as an entry point of the group ``nemo_merge.corpora``; one that fails is only a warning."""
+    pytest.importorskip("lhotse")
+    module = tmp_path / "my_corpora.py"
+    module.write_text(
+        '''
+from nemo_merge.corpora import Audio, Corpus, Utterance
+from nemo_merge.corpora.registry import register
+from nemo_merge.corpora.sessions import Layout, single
+
+CORPUS = register(Corpus(name="radio_minho", title="Radio Minho", domain="broadcast_news", languages=("pt-PT",),
+    licence="ours", access="in_house", source="us", layout="*.wav", splits=("all",), citation="none"))
+
+@CORPUS.recipe
+def prepare_radio_minho(source, *, shout: bool = False):
+    """News of the Minho."""
+    def sessions():
+        for path in source.find("*.wav"):
+            text = path.stem.upper() if shout else path.stem
+            yield single(Audio(path), Utterance(path.stem, str(path), text))
+    return Layout({"all": sessions()})
+'''
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [
+        EntryPoint("broken", "not_a_module", "nemo_merge.corpora"),
+        EntryPoint("mine", "my_corpora", "nemo_merge.corpora"),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(registry, "_CORPORA", dict(registry._CORPORA))
+    registry._load.cache_clear()
+    corpus = find("radio_minho")
+    tone(tmp_path / "audio" / "boa.wav")
+    (supervision,) = corpus.prepare(tmp_path / "audio", shout=True)["all"]["supervisions"]
+    assert (supervision.text, supervision.custom["domain"]) == ("BOA", "broadcast_news")
+    registry._load.cache_clear()
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(ValueError, match="there is already a corpus called 'lectra'"):
+        register(Corpus("lectra", "", "any", ("pt",), "", "own", "", "", (), ""))
