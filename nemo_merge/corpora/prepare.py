@@ -125,10 +125,11 @@ class _Preparation:
         for split, sessions in found.splits.items():
             if split in done:
                 continue
-            self.source.seen = dict(everywhere)
+            self.source.seen.clear()
+            self.source.seen.update(everywhere)
             counts = self._split(split, sessions, ids)
             if counts["utterances"]:
-                done[split] = {"key": self.key, "counts": counts, "seen": self.source.seen}
+                done[split] = {"key": self.key, "counts": counts, "seen": dict(self.source.seen)}
             self._summarise({**old, **done})
         if not done:
             raise CorpusError(f"{self.source.root}: no utterance is usable; see {self.folder}/*_problems_*.jsonl")

@@ -6,13 +6,13 @@ import codecs
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, CorpusError
-from .problems import Problems
+from .problems import Problem, Problems
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 csv.field_size_limit(1 << 24)
@@ -33,6 +33,12 @@ class Source:
         self.root = root
         self.problems = problems
         self.seen: dict[str, list[int]] = {}
+
+    def again(self) -> Source:
+        """The same files for splits that read the tables of another one: what is wrong with those was said."""
+        other = Source(self.root, _Said())
+        other.seen = self.seen
+        return other
 
     def note(self, path: Path) -> Path:
         """Remembers the state of a file or folder."""
@@ -120,6 +126,11 @@ class Source:
                 yield place, row
             else:
                 self.problems.add("row", place, "not a JSON object")
+
+
+class _Said(Problems):
+    def extend(self, problems: Iterable[Problem]) -> None:
+        """Nothing is noted twice."""
 
 
 def require(row: Sequence[str] | dict[str, Any], names: Sequence[str], place: str) -> None:

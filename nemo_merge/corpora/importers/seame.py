@@ -11,6 +11,7 @@ from ..sessions import Audio, Session, Utterance
 from ..source import Source
 
 _MARKS = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\([^()]*\)")
+_SPEAKER = re.compile(r"(?:\d\d)?([A-Z]{2}\d\d[MF])", re.IGNORECASE)
 _LANGUAGES = {"EN": "en", "ZH": "zh", "CS": "zh-en"}
 
 
@@ -63,13 +64,14 @@ def seame_sessions(source: Source, files: list[Path], audio_dirs: list[Path]) ->
 
 
 def speaker_of(recording: str) -> str:
-    """The speaker's part of a recording's name.
+    """The speaker's part of a recording's name: place and kind, number and sex.
 
-    Interviews are ``NI01MAX_0101``: place, number, sex and session; conversations ``01NC01FBX_0101``. Recordings of one
-    speaker differ in what follows the underscore.
+    Interviews are called ``NI01MAX_0101``; conversations have their number first, ``01NC01FBX_0101``, and one person
+    takes part in several.
 
     Example:
-        >>> speaker_of("NI01MAX_0101")
-        'NI01MAX'
+        >>> speaker_of("NI01MAX_0101"), speaker_of("23NC35FBQ_0101"), speaker_of("24NC35FBQ_0101")
+        ('NI01M', 'NC35F', 'NC35F')
     """
-    return recording.rsplit("_", 1)[0]
+    match = _SPEAKER.match(recording)
+    return match[1].upper() if match else recording

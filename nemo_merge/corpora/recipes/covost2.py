@@ -58,7 +58,9 @@ def prepare_covost2(source: Source, *, language: str = "pt", target: str = "en")
 
 def _sessions(source: Source, table: Path, split: str, target: str, root: Path) -> Iterator[Session]:
     sentences: dict[str, tuple[str, str]] | None = None
-    for number, (place, row) in enumerate(source.rows(table)):
+    # A table of all splits is read for each of them: its broken rows are told with the first.
+    reader = source.again() if split != "train" and not table.stem.endswith(split) else source
+    for number, (place, row) in enumerate(reader.rows(table)):
         if number == 0:
             require(row, ("path", "translation"), str(table))
         if row.get("split", split) != split:
@@ -67,7 +69,7 @@ def _sessions(source: Source, table: Path, split: str, target: str, root: Path) 
             sentence, speaker = row["sentence"], row.get("client_id") or None
         else:
             if sentences is None:
-                sentences = _sentences(source, root / "validated.tsv")
+                sentences = _sentences(reader, root / "validated.tsv")
             if row["path"] not in sentences:
                 source.problems.add("missing_text", place, f"{row['path']} is not in {root / 'validated.tsv'}")
                 continue

@@ -43,7 +43,8 @@ def prepare_fisher_es_en(source: Source, *, lists: str | None = None, switched: 
 
     Args:
         source: the corpus.
-        lists: folder with ``train``, ``dev``, ``test`` (or others), perhaps with a suffix: names of recordings.
+        lists: folder with a file per split whose lines begin with the name of a recording: ``train``, ``dev``,
+            ``test``, or ``mapping`` of the Fisher and CALLHOME translations (``fisher_train`` and so on).
         switched: keep only segments with both languages, or English alone.
     """
     files = {path.stem: path for path in source.find("*.tdf")}
@@ -102,12 +103,16 @@ def _lists(source: Source, folder: Path, files: dict[str, Path]) -> dict[str, li
         raise CorpusError(f"lists={folder}: no such folder")
     splits: dict[str, list[str]] = {}
     for path in source.find("*", under=folder):
+        if path.stem.startswith("callhome"):
+            continue
         names = []
         for place, line in source.lines(path):
-            name = Path(line.strip()).stem
+            name = Path(line.split()[0]).stem if line.strip() else ""
+            if name in names[-1:]:
+                continue
             if name in files:
                 names.append(name)
             elif name:
                 source.problems.add("row", place, f"{name!r} is not among the transcripts")
-        splits[path.stem] = list(dict.fromkeys(names))
+        splits[path.stem.removeprefix("fisher_")] = list(dict.fromkeys(names))
     return splits

@@ -6,6 +6,8 @@ in a folder for each country.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import Any
 
 from ..importers.exmaralda import exb_sessions
@@ -16,9 +18,10 @@ from ..source import Source
 
 COUNTRIES = {
     "portugal": "pt-PT", "brasil": "pt-BR", "brazil": "pt-BR", "angola": "pt-AO", "cabo": "pt-CV", "cape": "pt-CV",
-    "guine": "pt-GW", "guinea": "pt-GW", "moçambique": "pt-MZ", "mocambique": "pt-MZ", "mozambique": "pt-MZ",
-    "sao": "pt-ST", "são": "pt-ST", "macau": "pt-MO", "macao": "pt-MO", "goa": "pt-IN", "timor": "pt-TL",
+    "guine": "pt-GW", "guinea": "pt-GW", "mocambique": "pt-MZ", "mozambique": "pt-MZ", "sao": "pt-ST", "macau": "pt-MO",
+    "macao": "pt-MO", "goa": "pt-IN", "timor": "pt-TL",
 }  # fmt: skip
+"""BCP-47 tag by a word, without accents, of the name of a country's folder."""
 CORPUS = register(
     Corpus(
         name="portugues_falado",
@@ -78,8 +81,9 @@ def language_of(place: str) -> str | None:
         >>> language_of("data/Cabo Verde/metadata.csv, line 2")
         'pt-CV'
     """
-    for part in reversed(place.lower().replace("_", " ").split("/")):
-        for word in part.split():
+    plain = "".join(c for c in unicodedata.normalize("NFD", place.lower()) if not unicodedata.combining(c))
+    for part in reversed(plain.split("/")):
+        for word in re.findall(r"[a-z]+", part):
             if word in COUNTRIES:
                 return COUNTRIES[word]
     return None
