@@ -11,7 +11,22 @@ Importing this package needs neither Lhotse nor torch.
 from __future__ import annotations
 
 from .prepared import Prepared, find_prepared
-from .registry import Corpus, corpora, find
-from .sessions import Audio, Headerless, Session, Utterance
+from .registry import Corpus, corpora, find, register
+from .sessions import Audio, Headerless, Layout, Session, Utterance, single
+from .source import Source
 
-__all__ = ["Audio", "Corpus", "Headerless", "Prepared", "Session", "Utterance", "corpora", "find", "find_prepared"]
+__all__ = [
+    "Audio",
+    "Corpus",
+    "Headerless",
+    "Layout",
+    "Prepared",
+    "Session",
+    "Source",
+    "Utterance",
+    "corpora",
+    "find",
+    "find_prepared",
+    "register",
+    "single",
+]

@@ -33,7 +33,7 @@ def corpora_page() -> str:
         "All need `name=` and `language=` (a BCP-47 tag) and take `domain=`.\n\n",
         table(
             ["name", "reads", "options"],
-            [[f"`{item.name}`", item.layout, _options(item, ("name", "language", "domain"))] for item in formats],
+            [[f"`{item.name}`", _layout(item), _options(item, ("name", "language", "domain"))] for item in formats],
         ),
         "\n\n## One by one\n",
         *map(_card, listed),
@@ -47,7 +47,7 @@ def _card(corpus: Corpus) -> str:
         ("", corpus.title + (f", {corpus.variety}" if corpus.variety else "")),
         ("Licence", corpus.licence + unread),
         ("Source", corpus.source),
-        ("Layout", f"`{corpus.layout}`" if "{" in corpus.layout or "<" in corpus.layout else corpus.layout),
+        ("Layout", _layout(corpus)),
         ("Splits", ", ".join(corpus.splits)),
         ("Options", _options(corpus)),
         ("Cite", corpus.citation),
@@ -68,6 +68,11 @@ def _options(corpus: Corpus, without: tuple[str, ...] = ()) -> str:
         value = str(default).lower() if isinstance(default, bool) else default
         shown.append(f"`{key}`" if given else f"`{key}={value}`")
     return ", ".join(shown)
+
+
+def _layout(corpus: Corpus) -> str:
+    """As code where Markdown would read it as something else."""
+    return f"`{corpus.layout}`" if set("{<*") & set(corpus.layout) else corpus.layout
 
 
 def _status(corpus: Corpus) -> str:

@@ -28,6 +28,7 @@ class Layout:
         stem: first part of the names of the manifests.
         spans: language spans by text.
         conversation: whether a recording holds several utterances.
+        domain: if it is not that of the registry.
     """
 
     recipe: str
@@ -36,6 +37,7 @@ class Layout:
     options: dict[str, Any] = field(default_factory=dict)
     spans: dict[str, list[list[Any]]] = field(default_factory=dict)
     conversation: bool = False
+    domain: str | None = None
 
 
 def tone(path: Path, seconds: float = 0.6, rate: int = 16000, channels: int = 1, **how: Any) -> Path:
@@ -581,6 +583,27 @@ def hf_audio(root: Path) -> Layout:
     return Layout("hf_audio", [("train", "sim, claro", "pt-PT")], "pasta", options)
 
 
+def ep_mini(root: Path) -> Layout:
+    rows = []
+    for split, text in (("train", "o meeting foi ontem"), ("test", "bom dia")):
+        spans = [["pt-PT", 0, 1], ["en", 2, 9], ["pt-PT", 10, 19]] if split == "train" else [["pt-PT", 0, 7]]
+        audio = f"{split}/code_switching-{split}-0.flac"
+        tone(root / "code_switching" / audio)
+        rows.append(
+            {"id": Path(audio).stem, "split": split, "audio": audio, "samples": 9600, "text": text,
+             "language_spans": spans, "speaker": "code_switching-f2"}
+        )  # fmt: skip
+    write(root / "code_switching" / "utterances.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write(root / "code_switching" / "made.json", json.dumps({"train": 1, "dev": 0, "test": 1}))
+    return Layout(
+        "ep_mini",
+        [("train", "o meeting foi ontem", "pt-en"), ("test", "bom dia", "pt-PT")],
+        "ep-mini-code-switching",
+        {"subset": "code_switching"},
+        domain="code_switching",
+    )
+
+
 def _own(recipe: str, make: Callable[[Path], Layout], **options: Any) -> Callable[[Path], Layout]:
     """The same files through the recipe of their format."""
 
@@ -617,6 +640,6 @@ LAYOUTS = [
     camoes_si, falar, ascend, cs_fleurs, common_voice, common_voice_european, common_voice_old, mls, mtedx, fleurs, coraa,
     coraa_parquet, portugues_falado, portugues_falado_exb, lectra, alert, fala_bracarense, bd_publico, cng, speechdat,
     seame, seame_phase_one, talcs, mucs, mucs_bengali, fisher, bangor_miami, arzen, decm, covost2, asterisk, kaldi,
-    nemo_jsonl, hf_audio, exmaralda, tdf, seame_tsv, _own("transcriber", alert, audio_dir="{root}/audio"), _own("chat", bangor_miami),
-    _own("sam", speechdat), _own("folder", cng),
+    nemo_jsonl, hf_audio, exmaralda, tdf, seame_tsv, ep_mini, _own("transcriber", alert, audio_dir="{root}/audio"),
+    _own("chat", bangor_miami), _own("sam", speechdat), _own("folder", cng),
 ]  # fmt: skip

@@ -279,3 +279,26 @@ def test_asterisk_itself(language, utterances, tmp_path):
     assert not texts["train"] & texts["test"]
     summary = json.loads((tmp_path / "out" / f"asterisk-{language}.json").read_text())
     assert summary["languages"] == [{"en": "en-US", "es": "es-MX"}[language]]
+
+
+@pytest.mark.slow
+def test_ep_mini_itself(tmp_path):
+    """Synthesis for once, and the manifests of the recipe beside those of the corpus's own function."""
+    pytest.importorskip("espeakng_loader")
+    from nemo_merge.corpora.mini import Sizes, prepare_ep_mini, synthesise
+
+    for _ in synthesise(tmp_path / "made", {"code_switching": Sizes(4, 2, 2)}):
+        pass
+    ours = find("ep_mini").prepare(tmp_path / "made", tmp_path / "out", subset="code_switching")
+    theirs = prepare_ep_mini(tmp_path / "made")["code_switching"]
+    for split in ("train", "dev", "test"):
+        for one, two in zip(ours[split]["supervisions"], theirs[split]["supervisions"], strict=True):
+            assert (one.id, one.text, one.language, one.speaker) == (two.id, two.text, two.language, two.speaker)
+            assert one.custom["language_spans"] == two.custom["language_spans"]
+            assert one.custom["role"] == two.custom["role"]
+        recordings = zip(ours[split]["recordings"], theirs[split]["recordings"], strict=True)
+        assert all(one == two for one, two in recordings)
+    with pytest.raises(CorpusError, match="no set 'children', only code_switching"):
+        find("ep_mini").prepare(tmp_path / "made", subset="children")
+    with pytest.raises(ConfigError, match="EP-mini has no set 'childern'; did you mean 'children'"):
+        find("ep_mini").download(tmp_path / "made", subsets=("childern",))

@@ -50,7 +50,7 @@ def test_recipe(make, tmp_path):
             assert cut.load_audio().shape == (1, cut.num_samples)
             custom = supervision.custom
             assert custom["corpus"] == made.recipe
-            assert custom["domain"] == (made.options.get("domain") or corpus.domain)
+            assert custom["domain"] == (made.domain or made.options.get("domain") or corpus.domain)
             assert supervision.text
             assert custom["orig_text"]
             for language, start, end in custom["language_spans"]:

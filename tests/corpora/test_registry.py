@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
 from nemo_merge.corpora import corpora, find, registry
 from nemo_merge.corpora.registry import ACCESS, DOMAINS, STATUS, Corpus, register
 from nemo_merge.errors import ConfigError
+from nemo_merge.reporting.corpus_cards import corpora_page
 
-from .layouts import tone
+from .layouts import tone, write
+
+ROOT = Path(__file__).parents[2]
 
 WANTED = {
     "camoes_si", "falar", "common_voice", "mls", "mtedx", "fleurs", "coraa", "portugues_falado", "lectra", "alert",
@@ -44,7 +49,8 @@ def test_entries_are_complete():
 def test_nothing_is_claimed_that_was_not_seen():
     """A licence counts as verified, and a recipe as tested on the corpus, only for what this machine can install."""
     assert {corpus.name for corpus in corpora() if corpus.licence_verified or corpus.status == "tested_on_real"} == {
-        "asterisk"
+        "asterisk",
+        "ep_mini",
     }
 
 
@@ -98,6 +104,27 @@ def prepare_radio_minho(source, *, shout: bool = False):
     (supervision,) = corpus.prepare(tmp_path / "audio", shout=True)["all"]["supervisions"]
     assert (supervision.text, supervision.custom["domain"]) == ("BOA", "broadcast_news")
     registry._load.cache_clear()
+
+
+def test_the_page_of_corpora_is_up_to_date():
+    """``python -m nemo_merge.reporting.corpus_cards`` writes it."""
+    assert (ROOT / "docs" / "reference" / "corpora.md").read_text(encoding="utf-8") == corpora_page()
+
+
+def test_the_example_of_the_guide(tmp_path, monkeypatch):
+    pytest.importorskip("lhotse")
+    page = (ROOT / "docs" / "how-to" / "prepare-corpora.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[-1]
+    monkeypatch.setattr(registry, "_CORPORA", dict(registry._CORPORA))
+    exec(compile(code, "prepare-corpora.md", "exec", dont_inherit=True), {"__name__": "example"})
+    for split in ("train", "test"):
+        tone(tmp_path / split / "noite.flac", 3.0)
+        write(
+            tmp_path / split / "noite.tsv",
+            f"start\tend\ttext\n0.5\t1.5\tboa noite {split}\n".replace("0.5", f"0.{len(split)}"),
+        )
+    found = find("radio_minho").prepare(tmp_path, strict=True)
+    assert [s.text for split in found.values() for s in split["supervisions"]] == ["boa noite train", "boa noite test"]
 
 
 def test_a_name_is_given_once():
