@@ -81,4 +81,4 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _line(row: dict[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")

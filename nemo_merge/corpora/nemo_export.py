@@ -96,7 +96,7 @@ def nemo_rows(cuts: Path) -> Iterator[dict[str, Any]]:
 def _write_manifest(path: Path, cuts: Path) -> None:
     with replaced(path) as stream:
         for row in nemo_rows(cuts):
-            stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+            stream.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
 def _is_part_of(name: str, split: str) -> bool:

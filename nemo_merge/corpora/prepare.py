@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -55,7 +56,8 @@ def prepare_manifests(
         ``{split: {"recordings": RecordingSet, "supervisions": SupervisionSet}}``; lazy when they were written.
 
     Raises:
-        CorpusError: the corpus is not there or not as documented, nothing is usable, or strict and a problem.
+        CorpusError: the corpus is not there or not as documented, nothing is usable, strict and a problem, or a file
+            cannot be read or written.
         ConfigError: an option that is needed is not given.
     """
     options = dict(options or {})
@@ -68,17 +70,44 @@ def prepare_manifests(
     if not root.exists():
         raise CorpusError(f"{root}: no such folder; {corpus.title} is {corpus.layout}")
     source = Source(root, Problems(strict))
-    found = layout(source, **options)
-    if not found.splits:
-        raise CorpusError(f"{root}: nothing of {corpus.title} is here; expected {corpus.layout}")
-    identity = Identity(
-        found.stem or corpus.stem,
+    try:
+        found = layout(source, **options)
+        if not found.splits:
+            raise CorpusError(f"{root}: nothing of {corpus.title} is here; expected {corpus.layout}")
+        splits = {_part(split): sessions for split, sessions in found.splits.items()}
+        if len(splits) < len(found.splits):
+            raise CorpusError(f"{root}: splits differ only in characters that file names lack: {list(found.splits)}")
+        found.splits = splits
+        return _prepare(source, found, _identity(corpus, found), output_dir, num_jobs, progress, options)
+    except OSError as error:
+        raise CorpusError(f"{error.filename or root}: {error.strerror or error}") from error
+
+
+def _part(name: str) -> str:
+    """A name as part of the names of files, whose parts are separated by underscores."""
+    return re.sub(r"[^\w.-]+|_+", "-", name).strip("-.") or "all"
+
+
+def _identity(corpus: Corpus, found: Layout) -> Identity:
+    return Identity(
+        _part(found.stem or corpus.name),
         corpus.name,
         found.domain or corpus.domain,
         found.languages or corpus.languages,
         corpus.variety if found.variety is None else found.variety,
         found.licence or corpus.licence,
     )
+
+
+def _prepare(
+    source: Source,
+    found: Layout,
+    identity: Identity,
+    output_dir: str | Path | None,
+    num_jobs: int,
+    progress: Progress | None,
+    options: Mapping[str, Any],
+) -> Manifests:
     if output_dir is None:
         return _in_memory(source, found, identity, num_jobs, progress)
     return _Preparation(source, identity, Path(output_dir), num_jobs, progress, options).run(found)
@@ -274,4 +303,4 @@ def _unchanged(path: str, state: list[int]) -> bool:
 
 
 def _list(stream: Any, problem: Problem) -> None:
-    stream.write((json.dumps(asdict(problem), ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+    stream.write((json.dumps(asdict(problem), ensure_ascii=False) + "\n").encode("utf-8"))

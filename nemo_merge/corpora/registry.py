@@ -94,11 +94,6 @@ class Corpus:
     prepare: Callable[..., Any] | None = field(default=None, repr=False)
     download: Callable[..., Path] | None = field(default=None, repr=False)
 
-    @property
-    def stem(self) -> str:
-        """The corpus's part of file names, where an underscore separates the parts."""
-        return self.name.replace("_", "-")
-
     def recipe(self, layout: Callable[Concatenate[Source, P], Layout]) -> Callable[..., Any]:
         """Decorator that makes ``prepare_x`` of Lhotse's form from a function that reads the layout.
 

@@ -122,10 +122,12 @@ class Source:
             except (json.JSONDecodeError, RecursionError) as error:
                 self.problems.add("row", place, f"not JSON ({error})")
                 continue
-            if isinstance(row, dict):
-                yield place, row
-            else:
+            if not isinstance(row, dict):
                 self.problems.add("row", place, "not a JSON object")
+            elif "\\u" in line and not _encodable(row):
+                self.problems.add("encoding", place, "half of a character written as two (a lone surrogate)")
+            else:
+                yield place, row
 
 
 class _Said(Problems):
@@ -160,6 +162,14 @@ def _walk(top: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return not name.startswith(".") and any(fnmatch(name.lower(), pattern.lower()) for pattern in patterns)
+
+
+def _encodable(row: dict[str, Any]) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _readable(path: Path) -> Path:

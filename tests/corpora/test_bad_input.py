@@ -259,6 +259,7 @@ def test_tables(tmp_path):
     [
         ("{broken", "line 4: not JSON"),
         ("[1]", "line 4: not a JSON object"),
+        ('{"audio_filepath": "audio/b.wav", "text": "\\ud800"}', "line 4: half of a character"),
         ('{"text": "x"}', "line 4: no audio_filepath"),
         ('{"audio_filepath": "audio/b.wav", "duration": "long", "text": "x"}', "line 4: offset, duration"),
     ],
@@ -325,3 +326,26 @@ def test_nothing_usable_is_an_error(tmp_path):
     with pytest.raises(CorpusError, match=r"no utterance is usable \(.*'unreadable_audio': 2"):
         find("cng").prepare(tmp_path / "source")
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {"cng.json", "cng_problems_all.jsonl"}
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    layouts.cng(tmp_path / "source")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CorpusError, match="file: File exists"):
+        find("cng").prepare(tmp_path / "source", tmp_path / "file")
+
+
+def test_names_stay_in_the_folder(tmp_path):
+    layouts.cng(tmp_path / "source")
+    options = {"name": "../../outside/Nome com_espaços", "language": "pt-PT"}
+    find("folder").prepare(tmp_path / "source", tmp_path / "out", **options)
+    assert {path.name.split("_")[0] for path in (tmp_path / "out").iterdir()} == {
+        "outside-Nome-com-espaços",
+        "outside-Nome-com-espaços.json",
+    }
+    for name in ("a_b", "a-b"):
+        tone(tmp_path / "kaldi" / name / "u.wav")
+        write(tmp_path / "kaldi" / name / "wav.scp", f"{name} u.wav\n")
+        write(tmp_path / "kaldi" / name / "text", f"{name} sim\n")
+    with pytest.raises(CorpusError, match="splits differ only in characters that file names lack"):
+        find("kaldi").prepare(tmp_path / "kaldi", **KALDI)

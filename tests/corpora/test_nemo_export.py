@@ -85,15 +85,12 @@ def test_a_batch_of_nemo_s_dataloader(prepared, tmp_path):
             audio, lengths = cuts.load_audio(collate=True)
             return [(cut.domain, cut.lang, cut.supervisions[0].text) for cut in cuts], audio, lengths, cuts
 
-    corpora = [item for item in find_prepared(prepared, split="all")] + find_prepared(prepared, split="train")
-    entries = [
-        entry
-        for split in ("all", "train")
-        for entry in yaml.safe_load(export_nemo(find_prepared(prepared), tmp_path, split).read_text())
-    ]
-    assert {entry["type"] for entry in entries} == {"nemo", "lhotse"}
+    corpora = find_prepared(prepared, split="all") + find_prepared(prepared, split="train")
+    paths = [export_nemo(find_prepared(prepared), tmp_path, split) for split in ("all", "train")]
+    kinds = {entry["type"] for path in paths for entry in yaml.safe_load(path.read_text())}
+    assert kinds == {"nemo", "lhotse"}
     settings = {
-        "input_cfg": [{**entry, "weight": 1.0} for entry in entries],
+        "input_cfg": [{"type": "group", "input_cfg": str(path), "weight": 1.0} for path in paths],
         "sample_rate": 16000, "batch_size": 24, "use_lhotse": True, "shuffle": True, "num_workers": 0, "shard_seed": 0,
         "seed": 0, "use_bucketing": False, "force_finite": True, "min_duration": 0.1,
     }  # fmt: skip

@@ -39,7 +39,7 @@ def bound_folder(source: Source, *, encoding: str | None = None, text: str = "te
     folders = [root] if _is_data(root) else sorted(path for path in root.iterdir() if path.is_dir() and _is_data(path))
     splits = {}
     for folder in folders:
-        name = "all" if folder == root else folder.name.replace("_", "-")
+        name = "all" if folder == root else folder.name
         for split, sessions in _read(source, folder, encoding, text).items():
             splits[split if name == "all" else name if split == "all" else f"{name}-{split}"] = sessions
     if not splits:
@@ -74,7 +74,7 @@ def _read(source: Source, folder: Path, encoding: str | None, text: str) -> dict
     if parts := find_parts(source, folder):
         return {name: hf_sessions(source, files, Columns(text), f"{name}-") for name, files in parts.items()}
     if files := [path for path in source.find("*.json", "*.jsonl", under=folder) if path.parent == folder]:
-        return {path.stem.replace("_", "-"): nemo_sessions(source, path, text=text) for path in files}
+        return {path.stem: nemo_sessions(source, path, text=text) for path in files}
     if source.find(*AUDIO, under=folder):
         listed = next((folder / name for name in _LISTS if (folder / name).is_file()), None)
         texts = list_of_texts(source, listed, encoding) if listed else None

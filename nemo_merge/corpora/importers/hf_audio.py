@@ -67,10 +67,10 @@ def split_of(path: Path, root: Path) -> str:
     if path.name in _METADATA:
         folders = [part for part in path.relative_to(root).parts[:-1] if part not in ("data", "audio")]
         folders = [SPLITS.get(part, part) for part in folders]
-        return "-".join(folders).replace("_", "-") or "all"
+        return "-".join(folders) or "all"
     match = _SHARD.match(path.stem)
     name = match[1] if match else path.parent.name if path.parent != root and path.stem.isdigit() else path.stem
-    return SPLITS.get(name, name).replace("_", "-")
+    return SPLITS.get(name, name)
 
 
 def hf_sessions(

@@ -55,7 +55,7 @@ def prepare_coraa(source: Source, *, dataset: str | None = None) -> Layout:
             split: hf_sessions(source, files, columns, f"{split}-", chosen)
             for split, files in find_parts(source).items()
         }
-    return Layout(splits, stem=f"coraa-{dataset.lower().replace(' ', '-')}" if dataset else None)
+    return Layout(splits, stem=f"coraa-{dataset.lower()}" if dataset else None)
 
 
 def _sessions(source: Source, table: Path, dataset: str | None) -> Iterator[Session]:

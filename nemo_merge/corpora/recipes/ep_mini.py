@@ -52,7 +52,7 @@ def prepare_ep_mini(source: Source, *, subset: str = "telephone") -> Layout:
     made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
     return Layout(
         {split: _sessions(source, folder, split, grammar.role) for split in CORPUS.splits if made[split]},
-        stem=f"ep-mini-{subset.replace('_', '-')}",
+        stem=f"ep-mini-{subset}",
         domain=subset,
         languages=(grammar.language,),
     )

@@ -6,6 +6,8 @@ real interviews is ``test_bracarense``.
 
 from __future__ import annotations
 
+import re
+
 from ..importers.hf_audio import Columns, find_parts, hf_sessions
 from ..registry import Corpus, register
 from ..sessions import Layout
@@ -40,7 +42,7 @@ def prepare_fala_bracarense(source: Source, *, text: str = "transcription", id: 
     """
     columns = Columns(text, id=id, speaker="speaker_id")
     parts = {split: files for split, files in find_parts(source).items() if "bracarense" in split.lower()}
-    named = {split.replace("-bracarense", "").replace("bracarense-", ""): files for split, files in parts.items()}
+    named = {re.sub("[_-]?bracarense[_-]?", "", split): files for split, files in parts.items()}
     return Layout(
         {split: hf_sessions(source, files, columns, f"bracarense-{split}-") for split, files in named.items()}
     )

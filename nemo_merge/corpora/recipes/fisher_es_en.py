@@ -105,7 +105,7 @@ def _lists(source: Source, folder: Path, files: dict[str, Path]) -> dict[str, li
     for path in source.find("*", under=folder):
         if path.stem.startswith("callhome"):
             continue
-        names = []
+        names: list[str] = []
         for place, line in source.lines(path):
             name = Path(line.split()[0]).stem if line.strip() else ""
             if name in names[-1:]:

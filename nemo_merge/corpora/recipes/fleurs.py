@@ -45,7 +45,7 @@ def prepare_fleurs(source: Source, *, language: str = "pt_br", text: str = "tran
     splits = [split for split in ("train", "dev", "test") if (tables / f"{split}.tsv").is_file()]
     return Layout(
         {split: _sessions(source, tables / f"{split}.tsv", audio / split, text == "raw") for split in splits},
-        stem=f"fleurs-{language.replace('_', '-')}",
+        stem=f"fleurs-{language}",
         languages=(bcp47(language),),
         variety=None if language == "pt_br" else "",
     )

@@ -47,7 +47,7 @@ def _format(
             given = {key: str(options.pop(key, "") or "") for key in ("name", "language", "domain")}
             return Layout(
                 read(source, **options),
-                stem=given["name"].replace("_", "-") or corpus.stem,
+                stem=given["name"] or None,
                 domain=given["domain"] or None,
                 languages=(given["language"],) if given["language"] else None,
             )
@@ -86,9 +86,7 @@ def prepare_kaldi(source: Source, *, audio_dir: str = "") -> Splits:
     folders = sorted(path.parent for path in source.find("wav.scp"))
     audio = [Path(audio_dir)] if audio_dir else None
     names = ["all" if path == source.root else "-".join(path.relative_to(source.root).parts) for path in folders]
-    return {
-        name.replace("_", "-"): kaldi_sessions(source, path, audio) for name, path in zip(names, folders, strict=True)
-    }
+    return {name: kaldi_sessions(source, path, audio) for name, path in zip(names, folders, strict=True)}
 
 
 @_format("transcriber", "Transcriber .trs", "*.trs with audio of the same name")
@@ -164,7 +162,7 @@ def prepare_nemo_jsonl(source: Source, *, text: str = "text") -> Splits:
     if source.root.is_file():
         return {"all": nemo_sessions(source, source.root, text=text)}
     files = source.find("*.json", "*.jsonl")
-    return {path.stem.replace("_", "-"): nemo_sessions(source, path, text=text) for path in files}
+    return {path.stem: nemo_sessions(source, path, text=text) for path in files}
 
 
 @_format("folder", "A folder in any common layout", LAYOUTS)
