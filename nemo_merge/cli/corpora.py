@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ def _explain(corpus: Corpus) -> None:
     out.print(Text(inspect.cleandoc(getattr(corpus.prepare, "__doc__", None) or "").split("\n")[0]))
     table = Table(show_header=False, box=None, pad_edge=False)
     unread = "" if corpus.licence_verified else "; the licence text was not read: check it"
-    for key, value in (
+    about_corpus = (
         ("domain", corpus.domain),
         ("languages", ", ".join(corpus.languages)),
         ("variety", corpus.variety),
@@ -98,11 +99,16 @@ def _explain(corpus: Corpus) -> None:
         ("citation", corpus.citation),
         ("recipe", f"{corpus.status.replace('_', ' ')}: {STATUS[corpus.status]}"),
         ("note", corpus.note),
-    ):
+    )
+    for key, value in about_corpus if corpus.kind == "corpus" else (("layout", corpus.layout),):
         if value:
             table.add_row(key, Text(value))
+    meanings = dict(
+        re.findall(r"^    (\w+): (.*(?:\n     .*)*)", getattr(corpus.prepare, "__doc__", None) or "", re.MULTILINE)
+    )
     for option, default in corpus.options.items():
-        table.add_row("option", Text(f"{option}={_shown(default)}"))
+        meaning = " ".join(meanings.get(option, "").replace("``", "").split())
+        table.add_row("option", Text(f"{option}={_shown(default)}  {meaning}"))
     out.print(table)
     source = "/" if corpus.name == "asterisk" else "SRC"
     needed = "".join(f" {key}=..." for key, value in corpus.options.items() if value is inspect.Parameter.empty)

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import logging
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -74,6 +75,7 @@ class Corpus:
         kind: ``corpus`` or ``format``.
         prepare: Lhotse's form, ``(corpus_dir, output_dir=None, num_jobs=1, ...) -> {split: manifests}``.
         download: ``(target_dir, force_download=False, ...) -> folder``, or None.
+        options: of the recipe, and their defaults; ``inspect.Parameter.empty`` where one must be given.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Corpus:
     kind: str = "corpus"
     prepare: Callable[..., Any] | None = field(default=None, repr=False)
     download: Callable[..., Path] | None = field(default=None, repr=False)
+    options: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def recipe(self, layout: Callable[Concatenate[Source, P], Layout]) -> Callable[..., Any]:
         """Decorator that makes ``prepare_x`` of Lhotse's form from a function that reads the layout.
@@ -123,8 +126,9 @@ class Corpus:
         common = [p for p in inspect.signature(prepare).parameters.values() if p.kind is not p.VAR_KEYWORD]
         own = [item for item in inspect.signature(layout).parameters.values() if item.kind is item.KEYWORD_ONLY]
         functools.update_wrapper(prepare, layout)
+        prepare.__doc__ = _documented(layout.__doc__ or "")
         prepare.__signature__ = inspect.Signature([*common, *own])  # type: ignore[attr-defined]
-        self._own = own
+        self.options = {item.name: item.default for item in own}
         self.prepare = prepare
         return prepare
 
@@ -133,12 +137,21 @@ class Corpus:
         self.download = function
         return function
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of this recipe and their defaults; ``inspect.Parameter.empty`` where one must be given."""
-        return {item.name: item.default for item in getattr(self, "_own", [])}
+
+def _documented(text: str) -> str:
+    """The docstring of a layout as that of its recipe: the folder in place of ``source``, and what all recipes take."""
+    text = inspect.cleandoc(text)
+    folder = re.search(r"^    source: (.*)\n?", text, re.MULTILINE)
+    common = f"    corpus_dir: {folder[1] if folder else 'the corpus.'}\n{_COMMON}"
+    return text.replace(folder[0], common) if folder else f"{text}\n\nArgs:\n{common}"
 
 
+_COMMON = """\
+    output_dir: where manifests and cuts are written; nowhere, and all in memory, when None.
+    num_jobs: threads that open audio.
+    strict: whether the first row that cannot be used is an error; otherwise it is left out and counted.
+    progress: called with the split and the number of recordings that are done.
+"""
 _CORPORA: dict[str, Corpus] = {}
 
 

@@ -239,8 +239,8 @@ def coraa_parquet(root: Path) -> Layout:
 
 def portugues_falado(root: Path) -> Layout:
     for country, name in (("Angola", "a"), ("Cabo Verde", "c")):
-        tone(root / country / "audio" / f"{name}.wav")
-        write(root / country / "metadata.csv", f'file_name,text\naudio/{name}.wav,"pois, {name}"\n')
+        tone(root / country / "audio" / "1.wav")
+        write(root / country / "metadata.csv", f'file_name,text\naudio/1.wav,"pois, {name}"\n')
     return Layout("portugues_falado", [("all", "pois, a", "pt-AO"), ("all", "pois, c", "pt-CV")], "portugues-falado")
 
 
@@ -544,13 +544,21 @@ def asterisk(root: Path) -> Layout:
 def kaldi(root: Path) -> Layout:
     folder = root / "data" / "train"
     tone(root / "wav" / "u1.wav")
+    tone(root / "corpus" / "u3.wav")
     tone(root / "wav" / "call.wav", 2.0, 8000, 2)
-    write(folder / "wav.scp", "u1 /old/machine/u1.wav\nu2 sph2pipe -f wav -p -c 2 /old/machine/call.wav |\n")
-    write(folder / "text", "u1 olá mundo\nu2 outra vez\n")
+    write(
+        folder / "wav.scp",
+        "u1 /old/machine/u1.wav\nu2 sph2pipe -f wav -p -c 2 /old/machine/call.wav |\nu3 corpus/u3.wav\n",
+    )
+    write(folder / "text", "u1 olá mundo\nu2 outra vez\nu3 e mais\n")
     write(folder / "utt2spk", "u1 s1\nu2 s2\n")
     write(folder / "spk2gender", "s1 m\ns2 f\n")
     options = {"name": "meu_corpus", "language": "pt-PT", "domain": "telephone", "audio_dir": str(root / "wav")}
-    rows = [("data-train", "olá mundo", "pt-PT"), ("data-train", "outra vez", "pt-PT")]
+    rows = [
+        ("data-train", "olá mundo", "pt-PT"),
+        ("data-train", "outra vez", "pt-PT"),
+        ("data-train", "e mais", "pt-PT"),
+    ]
     return Layout("kaldi", rows, "meu-corpus", options)
 
 

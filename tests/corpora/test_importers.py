@@ -98,7 +98,7 @@ def test_lines_of_chat_without_a_time_are_reported(tmp_path):
 def test_the_channel_of_a_pipe(tmp_path):
     layouts.kaldi(tmp_path)
     options = {"name": "x", "language": "pt-PT", "audio_dir": str(tmp_path / "wav")}
-    one, two = find("kaldi").prepare(tmp_path, **options)["data-train"]["supervisions"]
+    one, two, _ = find("kaldi").prepare(tmp_path, **options)["data-train"]["supervisions"]
     assert (one.channel, two.channel) == (0, 1)
     assert (one.gender, two.speaker) == ("Male", "s2")
 

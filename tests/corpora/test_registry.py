@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_merge.cli._options import read_options
 from nemo_merge.corpora import corpora, find, registry
 from nemo_merge.corpora.registry import ACCESS, DOMAINS, STATUS, Corpus, register
 from nemo_merge.errors import ConfigError
@@ -41,6 +43,8 @@ def test_entries_are_complete():
         assert parameters[5:] == list(corpus.options)
         assert corpus.prepare.__name__.startswith("prepare_")
         assert corpus.prepare.__doc__
+        assert "output_dir: " in corpus.prepare.__doc__
+        assert all(f"\n    {option}: " in corpus.prepare.__doc__ for option in corpus.options)
         if corpus.download:
             assert list(inspect.signature(corpus.download).parameters)[:2] == ["target_dir", "force_download"]
             assert corpus.access == "open"
@@ -109,6 +113,25 @@ def prepare_radio_minho(source, *, shout: bool = False):
 def test_the_page_of_corpora_is_up_to_date():
     """``python -m nemo_merge.reporting.corpus_cards`` writes it."""
     assert (ROOT / "docs" / "reference" / "corpora.md").read_text(encoding="utf-8") == corpora_page()
+
+
+def test_commands_of_the_guide():
+    page = (ROOT / "docs" / "how-to" / "prepare-corpora.md").read_text(encoding="utf-8")
+    checked = []
+    for block in re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            program, verb, *words = shlex.split(line, comments=True)
+            if verb not in ("prepare", "download"):
+                continue
+            name, *rest = [word for word in words if not word.startswith("-") and not word.isdigit()]
+            corpus = find(name.removeprefix("nemo-merge-") if program == "nemo-merge-lhotse" else name)
+            options = [word for word in rest if "=" in word]
+            if verb == "prepare":
+                given = read_options(options, corpus.options, name)
+                needed = [key for key, value in corpus.options.items() if value is inspect.Parameter.empty]
+                assert set(needed) <= given.keys()
+            checked.append(corpus.name)
+    assert len(checked) >= 8
 
 
 def test_the_example_of_the_guide(tmp_path, monkeypatch):

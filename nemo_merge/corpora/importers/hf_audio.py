@@ -96,9 +96,9 @@ def hf_sessions(
                 source.problems.add("missing_audio", place, f"the column {columns.audio} is empty")
                 continue
             raw = str(row[columns.text] if row[columns.text] is not None else "")
-            # Embedded audio often has the same path in every row.
+            # Embedded audio often has the same path in every row, and files the same name in every folder.
             given = _value(row, columns.id) or (
-                f"{prefix}{path.stem}-{number:06d}" if audio.content else audio.path.stem
+                f"{prefix}{path.stem}-{number:06d}" if audio.content else _id_of(audio.path, source)
             )
             utterance = Utterance(
                 id=given,
@@ -169,6 +169,11 @@ def _audio(value: Any, table: Path) -> Audio | None:
         return None
     path = Path(str(value))
     return Audio(path if path.is_absolute() else table.parent / path)
+
+
+def _id_of(path: Path, source: Source) -> str:
+    inside = path.relative_to(source.root) if path.is_relative_to(source.root) else Path(path.name)
+    return "-".join(inside.with_suffix("").parts)
 
 
 def _name_of(content: bytes) -> str:

@@ -10,24 +10,22 @@ from ...errors import CorpusError
 from ..sessions import Audio, Session, Utterance
 from ..source import Source
 
+_LEVELS = 3  # of folders above a data directory
 _FILE = re.compile(r"""(?:^|[\s"'])([^\s"'|]+\.(?:wav|flac|sph|mp3|ogg|opus|m4a))\b""", re.IGNORECASE)
 
 
-def kaldi_sessions(
-    source: Source, folder: Path, audio_dirs: list[Path] | None = None, *, channels: bool = True
-) -> Iterator[Session]:
+def kaldi_sessions(source: Source, folder: Path, audio_dirs: list[Path] | None = None) -> Iterator[Session]:
     """Sessions of a data directory, one per recording, in the order of ``wav.scp``.
 
-    The entries of ``wav.scp`` are repaired: paths that do not exist from here are looked for beside the directory and
-    below ``audio_dirs`` by their name, and a pipe of which one file is the input (``sph2pipe ... a.sph |``) is replaced
-    by that file. Nothing is ever run.
+    The entries of ``wav.scp`` are repaired: relative paths count from the directory or one of those above it, paths
+    that do not exist are looked for below ``audio_dirs`` by their name, and a pipe of which one file is the input
+    (``sph2pipe -c 2 a.sph |``) is replaced by that file and its channel. Nothing is ever run.
 
     Args:
         source: the corpus.
         folder: with ``wav.scp``, ``text``, and optionally ``segments``, ``utt2spk``, ``spk2gender``, ``utt2lang`` and
             ``reco2file_and_channel``.
         audio_dirs: where to look for audio; the folder and the one above when None.
-        channels: whether ``sph2pipe -c 2`` selects the second channel.
 
     Raises:
         CorpusError: ``wav.scp`` or ``text`` is missing.
@@ -73,7 +71,7 @@ def kaldi_sessions(
             source.problems.add("row", place, f"{entry.strip()!r} is a pipe without one input file; it is not run")
             continue
         for item in utterances:
-            item.channel = channel if channels else 0
+            item.channel = channel
         yield Session(recording, Audio(path), utterances)
     for recording, utterances in by_recording.items():
         for item in utterances:
@@ -100,10 +98,13 @@ class _Audio:
         path = Path(entry)
         if path.is_absolute() and path.is_file():
             return path, channel
-        for folder in self._folders:
-            for candidate in (folder / path, folder / path.name):
-                if candidate.is_file():
-                    return candidate, channel
+        above = list(self._folders[0].resolve().parents)[:_LEVELS]  # wav.scp is mostly written from a recipe's folder
+        for candidate in [
+            *(folder / path for folder in [*self._folders, *above]),
+            *(f / path.name for f in self._folders),
+        ]:
+            if candidate.is_file():
+                return candidate, channel
         if self._names is None:
             self._names = {file.name: file for folder in self._folders for file in folder.rglob("*") if file.is_file()}
         return self._names.get(path.name, path), channel

@@ -20,6 +20,12 @@ from ..registry import Corpus, register
 from ..sessions import Headerless, Layout, Splits
 from ..source import Source
 
+_COMMON = """
+    name: what the corpus is called: first part of the names of the manifests.
+    language: BCP-47 tag, such as pt-PT.
+    domain: by which experts and test sets are grouped, such as telephone.
+"""
+
 
 def _format(
     name: str, title: str, layout: str, splits: tuple[str, ...] = ("all",)
@@ -52,7 +58,8 @@ def _format(
                 languages=(given["language"],) if given["language"] else None,
             )
 
-        labelled.__doc__, labelled.__name__ = read.__doc__, read.__name__
+        labelled.__name__ = read.__name__
+        labelled.__doc__ = inspect.cleandoc(read.__doc__ or "") + _COMMON
         common = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation="str")
             for key, default in (
@@ -75,14 +82,29 @@ def prepare_hf_audio(
     source: Source, *, text: str = "text", audio: str = "audio", id: str = "", speaker: str = "", gender: str = "",
     keep: tuple[str, ...] = (),
 ) -> Splits:  # fmt: skip
-    """Parquet files or audio folders; the options name the columns, ``keep`` those that go to ``custom``."""
+    """Parquet files or audio folders.
+
+    Args:
+        source: the corpus.
+        text: column of the transcript.
+        audio: column of the audio; audio folders name their files in ``file_name``.
+        id: column of the id.
+        speaker: column of the speaker.
+        gender: column of the gender.
+        keep: columns that supervisions keep in ``custom``.
+    """
     columns = Columns(text, audio, id or None, speaker or None, gender or None, None, keep)
     return {split: hf_sessions(source, files, columns, f"{split}-") for split, files in find_parts(source).items()}
 
 
 @_format("kaldi", "Kaldi data directories", "wav.scp and text, perhaps segments, utt2spk; or a folder of such folders")
 def prepare_kaldi(source: Source, *, audio_dir: str = "") -> Splits:
-    """Data directories; paths of ``wav.scp`` that do not exist are looked for by name below ``audio_dir``."""
+    """Data directories.
+
+    Args:
+        source: the corpus.
+        audio_dir: where files of ``wav.scp`` that do not exist are looked for by name.
+    """
     folders = sorted(path.parent for path in source.find("wav.scp"))
     audio = [Path(audio_dir)] if audio_dir else None
     names = ["all" if path == source.root else "-".join(path.relative_to(source.root).parts) for path in folders]
@@ -91,7 +113,14 @@ def prepare_kaldi(source: Source, *, audio_dir: str = "") -> Splits:
 
 @_format("transcriber", "Transcriber .trs", "*.trs with audio of the same name")
 def prepare_transcriber(source: Source, *, encoding: str = "", rate: int = 16000, audio_dir: str = "") -> Splits:
-    """Transcripts with turns; ``encoding`` overrides what they declare, ``rate`` is that of ``.raw`` audio."""
+    """Transcripts with turns.
+
+    Args:
+        source: the corpus.
+        encoding: overrides what the transcripts declare.
+        rate: sampling rate of ``.raw`` audio, Hz.
+        audio_dir: folder of the audio, if it is not beside the transcripts.
+    """
     files = source.find("*.trs")
     return (
         {
@@ -110,21 +139,37 @@ def prepare_transcriber(source: Source, *, encoding: str = "", rate: int = 16000
 
 @_format("chat", "CHAT .cha", "*.cha with audio of the same name")
 def prepare_chat(source: Source, *, audio_dir: str = "") -> Splits:
-    """Transcripts of TalkBank, with the language of each word."""
+    """Transcripts of TalkBank, with the language of each word.
+
+    Args:
+        source: the corpus.
+        audio_dir: folder of the audio, if it is not beside the transcripts.
+    """
     files = source.find("*.cha")
     return {"all": cha_sessions(source, files, Path(audio_dir) if audio_dir else None)} if files else {}
 
 
 @_format("exmaralda", "EXMARaLDA .exb", "*.exb with the audio that they name")
 def prepare_exmaralda(source: Source, *, encoding: str = "") -> Splits:
-    """Basic transcriptions; ``encoding`` overrides what they declare."""
+    """Basic transcriptions.
+
+    Args:
+        source: the corpus.
+        encoding: overrides what the transcripts declare.
+    """
     files = source.find("*.exb")
     return {"all": exb_sessions(source, files, encoding=encoding or None)} if files else {}
 
 
 @_format("sam", "SAM label files", "label files such as *.PTO with audio *.PTA")
 def prepare_sam(source: Source, *, labels: str = "*.??O", encoding: str = "latin-1") -> Splits:
-    """Label files of one recorded item each; the audio has the suffix with an A in place of the O."""
+    """Label files of one recorded item each; the audio has the suffix with an A in place of the O.
+
+    Args:
+        source: the corpus.
+        labels: pattern of their names.
+        encoding: of the label files.
+    """
     files = source.find(labels)
     suffixes = dict.fromkeys(
         f"{path.suffix[:-1]}{letter}{packed}" for path in files for letter in "Aa" for packed in ("", ".gz")
@@ -135,7 +180,11 @@ def prepare_sam(source: Source, *, labels: str = "*.??O", encoding: str = "latin
 
 @_format("tdf", "LDC .tdf", "*.tdf with audio of the same name")
 def prepare_tdf(source: Source) -> Splits:
-    """Tab-separated segments; the text is taken as it is."""
+    """Tab-separated segments; the text is taken as it is.
+
+    Args:
+        source: the corpus.
+    """
     files = source.find("*.tdf")
     audio = {path.stem: path for path in source.find("*.sph", "*.wav", "*.flac")}
     return (
@@ -151,14 +200,24 @@ def prepare_tdf(source: Source) -> Splits:
 
 @_format("seame_tsv", "Tables of segments as SEAME's", "*.txt of recording, start, end (ms), [language], text; audio/")
 def prepare_seame_tsv(source: Source, *, audio_dir: str = "audio") -> Splits:
-    """Tables of code-switched Mandarin and English."""
+    """Tables of code-switched Mandarin and English.
+
+    Args:
+        source: the corpus.
+        audio_dir: folder of the audio below the corpus.
+    """
     files = source.find("*.txt")
     return {"all": seame_sessions(source, files, [source.root / audio_dir, source.root])} if files else {}
 
 
 @_format("nemo_jsonl", "NeMo manifests", "one .json or .jsonl, or a folder with one for each split")
 def prepare_nemo_jsonl(source: Source, *, text: str = "text") -> Splits:
-    """Manifests of NeMo; ``text`` is the key of the transcript."""
+    """Manifests of NeMo.
+
+    Args:
+        source: the corpus.
+        text: key of the transcript.
+    """
     if source.root.is_file():
         return {"all": nemo_sessions(source, source.root, text=text)}
     files = source.find("*.json", "*.jsonl")
@@ -167,5 +226,11 @@ def prepare_nemo_jsonl(source: Source, *, text: str = "text") -> Splits:
 
 @_format("folder", "A folder in any common layout", LAYOUTS)
 def prepare_folder(source: Source, *, encoding: str = "", text: str = "text") -> Splits:
-    """Looks which common layout it is."""
+    """Looks which common layout it is.
+
+    Args:
+        source: the corpus.
+        encoding: of the transcripts.
+        text: column of the transcript in tables.
+    """
     return bound_folder(source, encoding=encoding or None, text=text).splits
