@@ -49,8 +49,14 @@ def open_recording(audio: Audio, recording_id: str, folder: Path | None) -> Reco
     except UnreadableAudioError:
         raise
     except Exception as error:  # each of Lhotse's backends raises its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnreadableAudioError("unreadable_audio", f"{audio.path} cannot be read as audio ({reason})") from error
+        message = f"{audio.path} cannot be read as audio ({_reason(error)})"
+        raise UnreadableAudioError("unreadable_audio", message) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the first of Lhotse's backends said, without the names of classes around it."""
+    text = str(error).partition("Details:")[2].strip() or str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rpartition("'>: ")[2].rstrip(".")
 
 
 def _in_place(audio: Audio, recording_id: str, folder: Path | None) -> Recording:

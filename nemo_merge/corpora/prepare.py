@@ -146,7 +146,7 @@ class _Preparation:
         summary = read_summary(self.summary_path) or {}
         old = summary.get("splits", {}) if summary.get("corpus") == self.identity.corpus else {}
         everywhere = dict(self.source.seen)
-        done = {split: old[split] for split in found.splits if self._is_done(split, old.get(split))}
+        done = {split: old[split] for split in found.splits if split in old and self._is_done(split, old[split])}
         ids = _Ids()
         if len(done) < len(found.splits):
             for split in done:
@@ -157,10 +157,15 @@ class _Preparation:
             self.source.seen.clear()
             self.source.seen.update(everywhere)
             counts = self._split(split, sessions, ids)
-            if counts["utterances"]:
-                done[split] = {"key": self.key, "counts": counts, "seen": dict(self.source.seen)}
+            old.pop(split, None)
+            if not counts["utterances"]:
+                continue
+            done[split] = counts
             self._summarise({**old, **done})
+            with replaced(self._state_path(split)) as stream:
+                stream.write(json.dumps({"key": self.key, "seen": self.source.seen}).encode())
         if not done:
+            self.summary_path.unlink(missing_ok=True)
             raise CorpusError(f"{self.source.root}: no utterance is usable; see {self.folder}/*_problems_*.jsonl")
         done = {split: done[split] for split in found.splits if split in done}
         self._summarise(done)
@@ -168,18 +173,23 @@ class _Preparation:
         manifests.summary = self.summary_path
         return manifests
 
-    def _is_done(self, split: str, before: dict[str, Any] | None) -> bool:
+    def _state_path(self, split: str) -> Path:
+        return self.folder / f".{self.identity.stem}_{split}.state.gz"
+
+    def _is_done(self, split: str, counts: dict[str, Any]) -> bool:
         """Whether the split was prepared with the same options from files that did not change since.
 
         Audio is looked at once. Where some could not be read it is tried again.
         """
-        if before is None or before["key"] != self.key:
+        try:
+            before = json.loads(gzip.decompress(self._state_path(split).read_bytes()))
+        except (OSError, EOFError, ValueError):
             return False
-        skipped = before["counts"]["skipped"]
-        if self.source.problems.strict and skipped:
-            return False
+        skipped = counts["skipped"]
         return (
-            not ({"missing_audio", "unreadable_audio"} & skipped.keys())
+            before["key"] == self.key
+            and not (self.source.problems.strict and skipped)
+            and not ({"missing_audio", "unreadable_audio"} & skipped.keys())
             and all(manifest_path(self.folder, self.identity.stem, kind, split).is_file() for kind in TYPES)
             and all(_unchanged(path, state) for path, state in before["seen"].items())
         )

@@ -120,7 +120,7 @@ def open_prepared(summary: Path) -> Prepared | None:
         content["corpus"],
         content["domain"],
         tuple(content["languages"]),
-        {name: split["counts"] for name, split in content["splits"].items()},
+        content["splits"],
     )
 
 

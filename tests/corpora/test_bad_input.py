@@ -37,7 +37,7 @@ def missing_audio(root: Path) -> str:
 def damaged_audio(root: Path) -> str:
     write(root / "bad.wav", "RIFF, but no more")
     kaldi(root, wav_scp="bad bad.wav\n", text="bad olá\n")
-    return "text, line 2: .*bad.wav cannot be read as audio"
+    return r"text, line 2: .*bad.wav cannot be read as audio \(Error opening .*: Format not recognised\)"
 
 
 def empty_audio(root: Path) -> str:
@@ -131,7 +131,7 @@ def test_a_row_that_cannot_be_used_is_left_out(spoil, kind, tmp_path, caplog):
     message = spoil(source)
     manifests = find("kaldi").prepare(source, output, **KALDI)
     assert [s.id for s in manifests["all"]["supervisions"]] == ["good"]
-    assert json.loads((output / "x.json").read_text())["splits"]["all"]["counts"]["skipped"] == {kind: 1}
+    assert json.loads((output / "x.json").read_text())["splits"]["all"]["skipped"] == {kind: 1}
     (problem,) = map(json.loads, (output / "x_problems_all.jsonl").read_text().splitlines())
     assert problem["kind"] == kind
     assert re.search(message, f"{problem['place']}: {problem['message']}")
@@ -222,7 +222,7 @@ def test_typing_errors_in_tags(text, expected, kind, tmp_path):
     fisher_line(source, text)
     supervisions = find("fisher_es_en").prepare(source, output)["all"]["supervisions"]
     assert [s.text for s in supervisions] == [item for item in (expected, "bien") if item]
-    skipped = json.loads((output / "fisher-es-en.json").read_text())["splits"]["all"]["counts"]["skipped"]
+    skipped = json.loads((output / "fisher-es-en.json").read_text())["splits"]["all"]["skipped"]
     assert list(skipped) == ([kind] if kind else [])
     if kind:
         with pytest.raises(CorpusError, match=r"\.tdf, line 4"):
@@ -325,7 +325,7 @@ def test_nothing_usable_is_an_error(tmp_path):
         find("cng").prepare(tmp_path / "source", tmp_path / "out")
     with pytest.raises(CorpusError, match=r"no utterance is usable \(.*'unreadable_audio': 2"):
         find("cng").prepare(tmp_path / "source")
-    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"cng.json", "cng_problems_all.jsonl"}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cng_problems_all.jsonl"]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -339,7 +339,7 @@ def test_names_stay_in_the_folder(tmp_path):
     layouts.cng(tmp_path / "source")
     options = {"name": "../../outside/Nome com_espaços", "language": "pt-PT"}
     find("folder").prepare(tmp_path / "source", tmp_path / "out", **options)
-    assert {path.name.split("_")[0] for path in (tmp_path / "out").iterdir()} == {
+    assert {path.name.split("_")[0].removeprefix(".") for path in (tmp_path / "out").iterdir()} == {
         "outside-Nome-com-espaços",
         "outside-Nome-com-espaços.json",
     }

@@ -72,7 +72,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(source, tmp_path, monkeypat
     monkeypatch.undo()
     assert rows_of(manifests) == rows_of(find("kaldi").prepare(source, **OWN))
     assert sorted(path.name for path in output.iterdir()) == sorted(
-        ["x.json", *(f"x_{kind}_all.jsonl.gz" for kind in ("recordings", "supervisions", "cuts"))]
+        [".x_all.state.gz", "x.json", *(f"x_{kind}_all.jsonl.gz" for kind in ("recordings", "supervisions", "cuts"))]
     )
     find("kaldi").prepare(source, tmp_path / "whole", **OWN)
     assert {p.name: p.read_bytes() for p in output.iterdir()} == {

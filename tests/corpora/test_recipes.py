@@ -35,7 +35,7 @@ def test_recipe(make, tmp_path):
     splits = {split for split, *_ in made.rows}
     kinds = ("recordings", "supervisions", "cuts")
     names = {f"{made.stem}_{kind}_{split}.jsonl.gz" for kind in kinds for split in splits}
-    written = {path.name for path in output.iterdir() if path.is_file()}
+    written = {path.name for path in output.iterdir() if path.is_file() and not path.name.startswith(".")}
     assert names | {f"{made.stem}.json"} <= written
     assert written - names <= {f"{made.stem}.json", *(f"{made.stem}_problems_{split}.jsonl" for split in splits)}
 
