@@ -550,7 +550,7 @@ def kaldi(root: Path) -> Layout:
         folder / "wav.scp",
         "u1 /old/machine/u1.wav\nu2 sph2pipe -f wav -p -c 2 /old/machine/call.wav |\nu3 corpus/u3.wav\n",
     )
-    write(folder / "text", "u1 olá mundo\nu2 outra vez\nu3 e mais\n")
+    write(folder / "text", "u1 olá mundo\nu2\toutra vez\n\nu3  e mais\n")
     write(folder / "utt2spk", "u1 s1\nu2 s2\n")
     write(folder / "spk2gender", "s1 m\ns2 f\n")
     options = {"name": "meu_corpus", "language": "pt-PT", "domain": "telephone", "audio_dir": str(root / "wav")}

@@ -113,7 +113,7 @@ def broken_segment(root: Path) -> str:
 
 def segment_without_text(root: Path) -> str:
     with_segments(root, "bad good 1.0 1.2\n", "")
-    return "segments: bad is not in .*text"
+    return "segments, line 2: bad is not in .*text"
 
 
 CASES = [

@@ -23,8 +23,7 @@ def kaldi_sessions(source: Source, folder: Path, audio_dirs: list[Path] | None =
 
     Args:
         source: the corpus.
-        folder: with ``wav.scp``, ``text``, and optionally ``segments``, ``utt2spk``, ``spk2gender``, ``utt2lang`` and
-            ``reco2file_and_channel``.
+        folder: with ``wav.scp``, ``text``, and optionally ``segments``, ``utt2spk``, ``spk2gender`` and ``utt2lang``.
         audio_dirs: where to look for audio; the folder and the one above when None.
 
     Raises:
@@ -40,12 +39,12 @@ def kaldi_sessions(source: Source, folder: Path, audio_dirs: list[Path] | None =
     for place, line in source.lines(folder / "text"):
         if not line.strip():
             continue
-        utterance, _, text = line.strip().partition(" ")
-        segment = (utterance, 0.0, None) if segments is None else segments.pop(utterance, None)
+        utterance, text = _pair(line)
+        segment = (utterance, 0.0, None, place) if segments is None else segments.pop(utterance, None)
         if segment is None:
             source.problems.add("row", place, f"{utterance} is not in {folder / 'segments'}")
             continue
-        recording, start, end = segment
+        recording, start, end, _ = segment
         speaker = tables["utt2spk"].get(utterance)
         by_recording.setdefault(recording, []).append(
             Utterance(
@@ -59,16 +58,18 @@ def kaldi_sessions(source: Source, folder: Path, audio_dirs: list[Path] | None =
                 language=tables["utt2lang"].get(utterance),
             )
         )
-    for utterance in segments or ():
-        source.problems.add("missing_text", str(folder / "segments"), f"{utterance} is not in {folder / 'text'}")
+    for utterance, (*_, place) in (segments or {}).items():
+        source.problems.add("missing_text", place, f"{utterance} is not in {folder / 'text'}")
     for place, line in source.lines(folder / "wav.scp"):
-        recording, _, entry = line.strip().partition(" ")
+        if not line.strip():
+            continue
+        recording, entry = _pair(line)
         utterances = by_recording.pop(recording, None)
         if not utterances:
             continue
-        path, channel = found.repair(entry.strip())
+        path, channel = found.repair(entry)
         if path is None:
-            source.problems.add("row", place, f"{entry.strip()!r} is a pipe without one input file; it is not run")
+            source.problems.add("row", place, f"{entry!r} is a pipe without one input file; it is not run")
             continue
         for item in utterances:
             item.channel = channel
@@ -113,12 +114,18 @@ class _Audio:
 def _table(source: Source, path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    rows = (line.strip().partition(" ") for _, line in source.lines(path))
-    return {key: value.strip() for key, _, value in rows if key}
+    return dict(_pair(line) for _, line in source.lines(path) if line.strip())
 
 
-def _segments(source: Source, path: Path) -> dict[str, tuple[str, float, float | None]]:
-    segments: dict[str, tuple[str, float, float | None]] = {}
+def _pair(line: str) -> tuple[str, str]:
+    """What stands before the first white space, and the rest."""
+    key, *rest = line.split(None, 1)
+    return key, rest[0].strip() if rest else ""
+
+
+def _segments(source: Source, path: Path) -> dict[str, tuple[str, float, float | None, str]]:
+    """Recording, start, end and place by utterance."""
+    segments: dict[str, tuple[str, float, float | None, str]] = {}
     for place, line in source.lines(path):
         cells = line.split()
         if not cells:
@@ -133,5 +140,5 @@ def _segments(source: Source, path: Path) -> dict[str, tuple[str, float, float |
         if utterance in segments:
             source.problems.add("duplicate_id", place, f"the id {utterance!r} was used before")
             continue
-        segments[utterance] = (recording, *times)
+        segments[utterance] = (recording, *times, place)
     return segments

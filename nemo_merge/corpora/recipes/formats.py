@@ -27,9 +27,7 @@ _COMMON = """
 """
 
 
-def _format(
-    name: str, title: str, layout: str, splits: tuple[str, ...] = ("all",)
-) -> Callable[..., Callable[..., object]]:
+def _format(name: str, title: str, layout: str) -> Callable[..., Callable[..., object]]:
     """Decorator that makes a recipe of a function that returns splits, with the options ``name, language, domain``."""
 
     def decorate(read: Callable[..., Splits]) -> Callable[..., object]:
@@ -43,7 +41,7 @@ def _format(
                 access="own",
                 source="your own files",
                 layout=layout,
-                splits=splits,
+                splits=("all",),
                 citation="",
                 kind="format",
             )
