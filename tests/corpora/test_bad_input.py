@@ -96,8 +96,8 @@ def backwards(root: Path) -> str:
 
 
 def not_finite(root: Path) -> str:
-    with_segments(root, "bad good nan inf\n", "bad olá\n")
-    return "text, line 2: bad runs from nan to inf s"
+    with_segments(root, "bad good nan inf\n", "")
+    return "segments, line 2: 'bad good nan inf' is not utterance, recording, start and end"
 
 
 def overlap(root: Path) -> str:
@@ -120,7 +120,7 @@ CASES = [
     (missing_audio, "missing_audio"), (damaged_audio, "unreadable_audio"), (empty_audio, "unreadable_audio"),
     (empty_transcript, "empty_text"), (transcript_of_marks, "empty_text"), (duplicate_id, "duplicate_id"),
     (not_utf8, "encoding"), (no_recording, "missing_audio"), (pipe, "row"), (after_the_end, "bounds"),
-    (backwards, "bounds"), (not_finite, "bounds"), (overlap, "overlap"), (broken_segment, "row"),
+    (backwards, "bounds"), (not_finite, "row"), (overlap, "overlap"), (broken_segment, "row"),
     (segment_without_text, "missing_text"),
 ]  # fmt: skip
 

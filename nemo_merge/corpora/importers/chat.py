@@ -14,6 +14,7 @@ from pathlib import Path
 from ..languages import language_tag, spans_of_words
 from ..sessions import Audio, Session, Span, Utterance
 from ..source import Source
+from ._times import seconds, stamp
 
 _BULLET = re.compile(r"\x15(?:%\w+:\"[^\"]*\"_)?(\d+)_(\d+)\x15")
 _MAIN = re.compile(r"\*([^:\s]+):\s*(.*)", re.DOTALL)
@@ -87,10 +88,14 @@ def _utterance(
     raw = " ".join(_BULLET.sub(" ", content).split())
     languages = [tag(code.strip()) for code in (headers.get("Languages") or ["und"])[0].split(",")]
     text, spans = words_of(raw, languages)
-    start, end = int(bullets[0][0]) / 1000, int(bullets[-1][1]) / 1000
+    try:
+        start, end = seconds(bullets[0][0], 1000), seconds(bullets[-1][1], 1000)
+    except ValueError as error:
+        source.problems.add("row", place, str(error))
+        return
     about = _person(headers, speaker)
     yield Utterance(
-        id=f"{path.stem}-{speaker}-{round(start * 1000):08d}",
+        id=f"{path.stem}-{speaker}-{stamp(start)}",
         place=place,
         text=text,
         raw=raw,

@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 
 from ..sessions import Audio, Session, Utterance
 from ..source import Source
+from ._times import seconds, stamp
 from ._xml import line_of, parse_xml
 
 _NOISE = re.compile(r"\(\(.*?\)\)|\{.*?\}|[/•…]+")
@@ -59,14 +60,14 @@ def _utterances(
         place = f"{path}, line {line_of(event)}"
         raw = " ".join("".join(event.itertext()).split())
         try:
-            start, end = (float(times[event.get(key, "")] or "") for key in ("start", "end"))
+            start, end = (seconds(times[event.get(key, "")] or "") for key in ("start", "end"))
         except (KeyError, ValueError):
             source.problems.add(
                 "row", place, f"{event.get('start')} to {event.get('end')} has no time on the time line"
             )
             continue
         yield Utterance(
-            id=f"{path.stem}-{tier.get('id', '')}-{round(start * 1000):08d}",
+            id=f"{path.stem}-{tier.get('id', '')}-{stamp(start)}",
             place=place,
             text=" ".join(_NOISE.sub(" ", raw).split()),
             raw=raw,

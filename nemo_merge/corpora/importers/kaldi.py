@@ -9,6 +9,7 @@ from pathlib import Path
 from ...errors import CorpusError
 from ..sessions import Audio, Session, Utterance
 from ..source import Source
+from ._times import seconds
 
 _LEVELS = 3  # of folders above a data directory
 _FILE = re.compile(r"""(?:^|[\s"'])([^\s"'|]+\.(?:wav|flac|sph|mp3|ogg|opus|m4a))\b""", re.IGNORECASE)
@@ -133,7 +134,7 @@ def _segments(source: Source, path: Path) -> dict[str, tuple[str, float, float |
         try:
             utterance, recording, start, end = cells
             # An end of -1 is the end of the recording.
-            times = float(start), None if float(end) == -1 else float(end)
+            times = seconds(start), None if float(end) == -1 else seconds(end)
         except ValueError:
             source.problems.add("row", place, f"{line.strip()!r} is not utterance, recording, start and end")
             continue

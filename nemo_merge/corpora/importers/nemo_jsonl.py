@@ -9,6 +9,7 @@ from typing import Any
 
 from ..sessions import Audio, Session, Utterance
 from ..source import Source
+from ._times import seconds, stamp
 
 _READ = ("audio_filepath", "duration", "offset", "text", "lang", "speaker", "id", "gender")
 _NEMO_ONLY = ("_skipme", "sampling_rate", "sample_rate", "shard_id", "orig_text", "language_spans")
@@ -33,18 +34,18 @@ def nemo_sessions(source: Source, path: Path, *, text: str = "text", language: s
     for audio, rows in groupby(_rows(source, path), key=audio_of):
         utterances = []
         for place, row in rows:
-            start = float(row.get("offset") or 0.0)
+            start = seconds(row.get("offset") or 0.0)
             duration = row.get("duration")
             stem = "-".join(audio.with_suffix("").parts[-2:])
             given = row.get("id")
             utterances.append(
                 Utterance(
-                    id=str(given) if given else f"{stem}-{round(start * 1000):08d}" if row.get("offset") else stem,
+                    id=str(given) if given else f"{stem}-{stamp(start)}" if row.get("offset") else stem,
                     place=place,
                     text=" ".join(str(row.get(text) or "").split()),
                     raw=str(row.get("orig_text") or row.get(text) or ""),
                     start=start,
-                    end=None if duration is None else start + float(duration),
+                    end=None if duration is None else start + seconds(duration),
                     speaker=str(row["speaker"]) if row.get("speaker") else None,
                     gender=row.get("gender"),
                     language=row.get(language),
@@ -69,7 +70,7 @@ def _rows(source: Source, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         try:
             for key in ("offset", "duration"):
-                float(row.get(key) or 0.0)
+                seconds(row.get(key) or 0.0)
             [(str(tag), int(a), int(b)) for tag, a, b in row.get("language_spans") or ()]
         except (TypeError, ValueError):
             source.problems.add("row", place, "offset, duration or language_spans are not numbers")

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..languages import HAN, LATIN, spans_by_script
 from ..sessions import Audio, Session, Utterance
 from ..source import Source
+from ._times import seconds, stamp
 
 _MARKS = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\([^()]*\)")
 _SPEAKER = re.compile(r"(?:\d\d)?([A-Z]{2}\d\d[MF])", re.IGNORECASE)
@@ -37,7 +38,9 @@ def seame_sessions(source: Source, files: list[Path], audio_dirs: list[Path]) ->
             recording, start, end = cells[0].strip(), cells[1], cells[2]
             language = cells[3].strip() if len(cells) > 4 else ""
             raw = " ".join(cells[-1].split()) if len(cells) > 4 or cells[3] not in _LANGUAGES else ""
-            if not start.strip().isdigit() or not end.strip().isdigit():
+            try:
+                begins, ends = seconds(start, 1000), seconds(end, 1000)
+            except ValueError:
                 source.problems.add("row", place, f"start {start!r} and end {end!r} are not milliseconds")
                 continue
             if language and language not in _LANGUAGES:
@@ -46,12 +49,12 @@ def seame_sessions(source: Source, files: list[Path], audio_dirs: list[Path]) ->
             text = " ".join(_MARKS.sub(" ", raw).split())
             by_recording.setdefault(recording, []).append(
                 Utterance(
-                    id=f"{recording}-{int(start):08d}-{int(end):08d}",
+                    id=f"{recording}-{stamp(begins)}-{stamp(ends)}",
                     place=place,
                     text=text,
                     raw=raw,
-                    start=int(start) / 1000,
-                    end=int(end) / 1000,
+                    start=begins,
+                    end=ends,
                     speaker=speaker_of(recording),
                     language=_LANGUAGES.get(language),
                     spans=spans_by_script(text, {HAN: "zh", LATIN: "en"}),

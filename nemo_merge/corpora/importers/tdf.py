@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..sessions import Audio, Session, Span, Utterance
 from ..source import Source
+from ._times import seconds, stamp
 
 _FILE, _CHANNEL, _START, _END, _SPEAKER, _SEX, _TEXT = 0, 1, 2, 3, 4, 5, 7
 
@@ -34,7 +35,7 @@ def tdf_sessions(
                 continue
             cells = line.split("\t")
             try:
-                channel, start, end = int(cells[_CHANNEL]), float(cells[_START]), float(cells[_END])
+                channel, start, end = int(cells[_CHANNEL]), seconds(cells[_START]), seconds(cells[_END])
                 raw = " ".join(cells[_TEXT].split())
                 words, spans = text(place, raw)
             except IndexError:
@@ -45,7 +46,7 @@ def tdf_sessions(
                 continue
             utterances.append(
                 Utterance(
-                    id=f"{path.stem}-{channel}-{round(start * 1000):08d}-{round(end * 1000):08d}",
+                    id=f"{path.stem}-{channel}-{stamp(start)}-{stamp(end)}",
                     place=place,
                     text=words,
                     raw=raw,

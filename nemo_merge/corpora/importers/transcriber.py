@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element
 
 from ..sessions import Audio, Headerless, Session, Utterance
 from ..source import Source
+from ._times import seconds, stamp
 from ._xml import line_of, parse_xml
 
 _AUDIO = (".wav", ".flac", ".sph", ".mp3", ".ogg", ".raw")
@@ -80,7 +81,7 @@ def _utterances(source: Source, path: Path, root: Element) -> Iterator[Utterance
                 if not piece.raw.strip():
                     continue
                 yield Utterance(
-                    id=f"{path.stem}-{round(piece.start * 1000):08d}-{round(piece.end * 1000):08d}",
+                    id=f"{path.stem}-{stamp(piece.start)}-{stamp(piece.end)}",
                     place=f"{path}, line {piece.line}",
                     text=text,
                     raw=" ".join(piece.raw.split()),
@@ -139,7 +140,7 @@ def _pieces(source: Source, turn: Element, path: Path) -> Iterator[_Piece]:
 
 def _seconds(text: str | None) -> float | None:
     try:
-        return float(text) if text is not None else None
+        return seconds(text) if text is not None else None
     except ValueError:
         return None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..sessions import Utterance
 from ..source import Source
 
-_TIMES = re.compile(r"^\s*((?:\d+:)?\d+:\d+[.,]\d+)\s+-->\s+((?:\d+:)?\d+:\d+[.,]\d+)")
+_TIMES = re.compile(r"^\s*((?:\d{1,3}:)?\d{1,3}:\d{1,3}[.,]\d{1,6})\s+-->\s+((?:\d{1,3}:)?\d{1,3}:\d{1,3}[.,]\d{1,6})")
 _NOISE = re.compile(r"\([^)]*\)|<[^>]*>|&[^ ;]*;|[♪♫]")
 
 
@@ -39,7 +39,7 @@ def vtt_utterances(source: Source, path: Path, recording: str) -> Iterator[Utter
             match = _TIMES.match(line)
             if match is None:
                 source.problems.add("row", place, f"{line.strip()!r} are not two times of WebVTT")
-            cue = (place, _seconds(match[1]), _seconds(match[2])) if match else None
+            cue = (place, _time(match[1]), _time(match[2])) if match else None
         elif line.strip():
             lines.append(line.strip())
         else:
@@ -48,8 +48,8 @@ def vtt_utterances(source: Source, path: Path, recording: str) -> Iterator[Utter
     yield from finished()
 
 
-def _seconds(text: str) -> float:
-    seconds = 0.0
+def _time(text: str) -> float:
+    time = 0.0
     for part in text.replace(",", ".").split(":"):
-        seconds = 60 * seconds + float(part)
-    return round(seconds, 3)
+        time = 60 * time + float(part)
+    return round(time, 3)

@@ -11,6 +11,7 @@ import gzip
 import re
 import shutil
 import subprocess
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,24 +89,27 @@ def prepare_asterisk(source: Source, *, language: str = "en", least_words: int =
 
 def _prompts(source: Source, document: Path, voice: Path, least_words: int, signs: bool) -> Iterator[Session]:
     _, _, gender, name = voice.name.split("_", 3)
-    with gzip.open(source.note(document), "rt", encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            match = _LINE.match(line)
-            if match is None or _TONES.search(match[2]) or not (path := voice / f"{match[1]}.wav").is_file():
-                continue  # the texts are of all releases: prompts without audio are many
-            if len(match[2].split()) < least_words or (not signs and _SIGNS.search(match[2])):
-                continue
-            yield single(
-                Audio(path),
-                Utterance(
-                    id=f"{voice.name.split('_')[0]}-{match[1].replace('/', '-')}",
-                    place=f"{document}, line {number}",
-                    text=" ".join(match[2].split()),
-                    raw=match[2],
-                    speaker=name,
-                    gender={"f": "Female", "m": "Male"}.get(gender),
-                ),
-            )
+    try:
+        lines = gzip.decompress(source.note(document).read_bytes()).decode("utf-8", "replace").splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise CorpusError(f"{document}: cannot be unpacked ({error})") from error
+    for number, line in enumerate(lines, 1):
+        match = _LINE.match(line)
+        if match is None or _TONES.search(match[2]) or not (path := voice / f"{match[1]}.wav").is_file():
+            continue  # the texts are of all releases: prompts without audio are many
+        if len(match[2].split()) < least_words or (not signs and _SIGNS.search(match[2])):
+            continue
+        yield single(
+            Audio(path),
+            Utterance(
+                id=f"{voice.name.split('_')[0]}-{match[1].replace('/', '-')}",
+                place=f"{document}, line {number}",
+                text=" ".join(match[2].split()),
+                raw=match[2],
+                speaker=name,
+                gender={"f": "Female", "m": "Male"}.get(gender),
+            ),
+        )
 
 
 @CORPUS.downloader

@@ -49,9 +49,13 @@ def prepare_ep_mini(source: Source, *, subset: str = "telephone") -> Layout:
             f"{source.root}: no set {subset!r}, only {there}; nemo-merge download ep_mini DIR subsets={subset} makes it"
         )
     grammar = _mini().load(subset)
-    made = json.loads((folder / "made.json").read_text(encoding="utf-8"))
+    try:
+        made = json.loads(source.note(folder / "made.json").read_text(encoding="utf-8"))
+        splits = [split for split in CORPUS.splits if made[split]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorpusError(f"{folder / 'made.json'}: damaged; remove {folder} and make the set again") from error
     return Layout(
-        {split: _sessions(source, folder, split, grammar.role) for split in CORPUS.splits if made[split]},
+        {split: _sessions(source, folder, split, grammar.role) for split in splits},
         stem=f"ep-mini-{subset}",
         domain=subset,
         languages=(grammar.language,),
@@ -61,19 +65,22 @@ def prepare_ep_mini(source: Source, *, subset: str = "telephone") -> Layout:
 def _sessions(source: Source, folder: Path, split: str, role: str) -> Iterator[Session]:
     reader = source if split == "train" else source.again()
     for place, row in reader.json_lines(folder / "utterances.jsonl"):
-        if row["split"] != split:
+        if row.get("split") != split:
             continue
-        yield single(
-            Audio(folder / row["audio"]),
-            Utterance(
+        try:
+            utterance = Utterance(
                 id=row["id"],
                 place=place,
                 text=row["text"],
                 speaker=row["speaker"],
                 spans=tuple((language, start, end) for language, start, end in row["language_spans"]),
                 custom={"role": role},
-            ),
-        )
+            )
+            audio = Audio(folder / row["audio"])
+        except (KeyError, TypeError, ValueError) as error:
+            reader.problems.add("row", place, f"no utterance of EP-mini ({error})")
+            continue
+        yield single(audio, utterance)
 
 
 @CORPUS.downloader
