@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,10 @@ def prepare_manifests(
     Raises:
         CorpusError: the corpus is not there or not as documented, nothing is usable, strict and a problem, or a file
             cannot be read or written.
-        ConfigError: an option that is needed is not given.
+        ConfigError: an option that is needed is not given, or Lhotse is not installed.
     """
+    if find_spec("lhotse") is None:
+        raise ConfigError("preparing corpora needs Lhotse; pip install 'nemo-merge[lhotse]'")
     options = dict(options or {})
     needed = [key for key, value in corpus.options.items() if value is inspect.Parameter.empty and key not in options]
     if needed:

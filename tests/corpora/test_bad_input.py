@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_merge.corpora import find
-from nemo_merge.errors import CorpusError, NemoMergeError
+from nemo_merge.corpora import find, prepare
+from nemo_merge.errors import ConfigError, CorpusError, NemoMergeError
 
 from . import layouts
 from .layouts import tone, write
@@ -326,6 +326,12 @@ def test_nothing_usable_is_an_error(tmp_path):
     with pytest.raises(CorpusError, match=r"no utterance is usable \(.*'unreadable_audio': 2"):
         find("cng").prepare(tmp_path / "source")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cng_problems_all.jsonl"]
+
+
+def test_without_lhotse(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'nemo-merge\[lhotse\]'"):
+        find("cng").prepare(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
