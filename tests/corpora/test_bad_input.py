@@ -169,6 +169,7 @@ DOCTYPE = '<!DOCTYPE Trans SYSTEM "trans-14.dtd">'
         (lambda text: text.replace('"ISO-8859-1"', '"klingon"'), "the encoding 'klingon' is unknown", "encoding"),
         (lambda text: text.replace('speaker="spk2"', 'speaker="spk9"'), "line 19: the speaker 'spk9' is not in", "row"),
         (lambda text: text.replace('Sync time="2.0"', 'Sync time="two"'), "line 20: Sync time='two'", "row"),
+        (lambda text: text.replace('<Sync time="2.0"/>', ""), "line 19: the turn has no Sync", "row"),
         (lambda text: text.replace('startTime="2.0"', 'startTime=""'), "line 19: the turn has no startTime", "row"),
         (lambda text: text.replace("<Trans ", "<Other ").replace("</Trans>", "</Other>"), "line 3: <Other> is not", "row"),
     ],

@@ -133,6 +133,9 @@ def _pieces(source: Source, turn: Element, path: Path) -> Iterator[_Piece]:
             pieces.append(_Piece(time, line + 1 if (node.tail or "").startswith("\n") else line))
         if pieces and node.tail:
             pieces[-1].texts.append(node.tail if node.tag == "Sync" else f" {node.tail}")
+    if not pieces:
+        source.problems.add("row", place, "the turn has no Sync, so that its text has no time")
+        return
     for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
         piece.end = following.start if following else end
     yield from pieces
