@@ -28,6 +28,7 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m nemo_merge.reporting.method_cards > docs/reference/methods.md
+	$(BIN)/python -m nemo_merge.reporting.corpus_cards > docs/reference/corpora.md
 	$(BIN)/mkdocs build --strict
 
 clean:

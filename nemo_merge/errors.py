@@ -41,6 +41,10 @@ class TranscriptError(NemoMergeError, ValueError):
     """Transcripts that cannot be scored: damaged, of an unknown format, or not of the same utterances."""
 
 
+class CorpusError(NemoMergeError):
+    """A corpus that is not there, not laid out as documented, or damaged."""
+
+
 class OutputError(NemoMergeError):
     """An output that cannot be written: it exists, the disk is full, the folder is read-only."""
 

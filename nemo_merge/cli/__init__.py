@@ -13,8 +13,8 @@ import click
 from ..errors import NemoMergeError
 
 _VERBS = (
-    "analyze", "emr-apply", "finetune", "inspect", "merge", "methods", "multirun", "plan", "reproduce", "score",
-    "sweep",
+    "analyze", "corpora", "download", "emr-apply", "export-nemo", "finetune", "inspect", "merge", "methods", "multirun",
+    "plan", "prepare", "reproduce", "score", "sweep",
 )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ A folder of a corpus holds, for a domain (a set, a register, a speaker group) an
 - ``[cuts/]PREFIX-DOMAIN_cuts_SPLIT.jsonl.gz``, Lhotse cuts as Lhotse recipes name them;
 - ``[manifests/]PREFIX-DOMAIN_SPLIT.json``, a manifest of NeMo;
 - ``DOMAIN/SPLIT.jsonl.gz``, cuts in a folder for each domain;
-- ``DOMAIN/SPLIT.json`` or ``.jsonl``, a manifest of NeMo in a folder for each domain.
+- ``DOMAIN/SPLIT.json`` or ``.jsonl``, a manifest of NeMo in a folder for each domain;
+- the cuts of a corpus that ``nemo-merge prepare`` wrote there, or into a folder in there, with that domain.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ConfigError, did_you_mean
+from .prepared import find_prepared
 
 _PATTERNS = (
     "cuts/{prefix}-{domain}_cuts_{split}.jsonl.gz",
@@ -53,7 +55,11 @@ def find_manifest(root: str | os.PathLike[str], corpus: str, domain: str, split:
         path = folder / pattern.format(prefix=prefix, domain=domain, split=split)
         if path.is_file():
             return path
-    there: dict[str, set[str]] = {}
+    prepared = find_prepared(folder, corpus=corpus)
+    for item in prepared:
+        if item.domain == domain and split in item.splits:
+            return item.path("cuts", split)
+    there: dict[str, set[str]] = {item.domain: set(item.splits) for item in prepared}
     for found, of in _listed(folder, prefix):
         there.setdefault(found, set()).add(of)
     place = f"{folder}: corpus {corpus!r}"

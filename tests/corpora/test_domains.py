@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from nemo_merge.corpora.domains import find_manifest, is_cuts
+from nemo_merge.corpora.prepared import summary_head
 from nemo_merge.errors import ConfigError
 
 
@@ -54,3 +57,16 @@ def test_what_there_is_when_the_domain_is_missing(tmp_path):
         find_manifest(tmp_path, "ep_mini", "xyz", "train")
     with pytest.raises(ConfigError, match="no such folder"):
         find_manifest(tmp_path / "nowhere", "ep_mini", "telephone", "train")
+
+
+def test_prepared_corpora_are_found_by_their_domain(tmp_path):
+    summary = {"corpus": "kaldi", "domain": "lectures", "languages": ["pt-PT"], "splits": {"train": {}, "dev": {}}}
+    (tmp_path / "kaldi").mkdir()
+    (tmp_path / "kaldi" / "mine.json").write_text(json.dumps({**summary_head(), **summary}))
+    wanted = tmp_path / "kaldi" / "mine_cuts_dev.jsonl.gz"
+    assert find_manifest(tmp_path, "mine", "lectures", "dev") == wanted
+    assert find_manifest(tmp_path, "kaldi", "lectures", "dev") == wanted
+    with pytest.raises(ConfigError, match="'lectures' has no split 'test', only dev, train"):
+        find_manifest(tmp_path, "mine", "lectures", "test")
+    with pytest.raises(ConfigError, match="no domain 'lecture'; did you mean 'lectures'"):
+        find_manifest(tmp_path, "mine", "lecture", "dev")

@@ -6,8 +6,9 @@ It exists so that everything in this package can be shown and tested on speech w
 
 from __future__ import annotations
 
+from ..splits import split_of
 from .build import SPLITS, Sizes, Utterance, read_utterances, synthesise
-from .grammar import IN_DOMAIN, NAMES, OTHERS, OUT_OF_DOMAIN, Grammar, Sentence, load, split_of
+from .grammar import IN_DOMAIN, NAMES, OTHERS, OUT_OF_DOMAIN, Grammar, Sentence, load
 from .manifests import NOTICE, infeasible_for_ctc, prepare_cuts, prepare_ep_mini
 
 __all__ = [

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..splits import split_of
 from .conditions import babble_of
-from .grammar import Grammar, Sentence, load, split_of
+from .grammar import Grammar, Sentence, load
 from .speech import SAMPLE_RATE, Voice, synthesiser
 
 VERSION = 1  # raise when the same seed gives other audio: cached sets are then made anew

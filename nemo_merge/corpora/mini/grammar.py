@@ -7,7 +7,6 @@ number in words and ``{slot:digits}`` with a string of digits in words. ``<en>..
 from __future__ import annotations
 
 import functools
-import hashlib
 import random
 import re
 from collections.abc import Iterator
@@ -153,16 +152,6 @@ def load(name: str) -> Grammar:
         if isinstance(value, list):
             values[key] = tuple(value)
     return Grammar(name=name, **values)
-
-
-def split_of(text: str) -> str:
-    """Which split a sentence belongs to: decided by the sentence itself, so that no sentence is in two splits.
-
-    Returns:
-        ``train`` (70 %), ``dev`` (10 %) or ``test`` (20 %).
-    """
-    bucket = int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10
-    return "train" if bucket < 7 else "dev" if bucket == 7 else "test"
 
 
 @functools.cache
