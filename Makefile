@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Files of tests go to one process each, which share what is expensive, such as the import of NeMo.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: demo test quick lint docs clean
 
@@ -16,10 +18,10 @@ demo: $(READY)
 	@echo "Results: recipes/ep_mini/exp/RESULTS.md and recipes/ep_mini/exp/wer.png"
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 quick: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .
