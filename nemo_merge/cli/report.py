@@ -17,6 +17,7 @@ from ._options import by_language, pairs
 @click.option("--output", type=click.Path(path_type=Path), help="The page.  [EXP/report.html]")
 @click.option("--overwrite", is_flag=True, help="Replace the page of an earlier report.")
 @click.option("--title", help="Heading of the page.  [end of EXP's path]")
+@click.option("--notice", default="", help="What every reader of the figures must know.")
 @click.option("--reference", type=click.Path(path_type=Path), help="File or folder of what was said.  [in EXP]")
 @click.option("--base", metavar="NAME", help="System that the experts were fine-tuned from.  [base]")
 @click.option("--expert", "experts", multiple=True, metavar="SET=NAME", help="Expert of a test set.  [the same name]")
@@ -63,6 +64,6 @@ def command(folder: Path, output: Path | None, overwrite: bool, **given: Any) ->
         click.echo(f"nemo-merge: warning: {kind}: {count}", err=True)
     with_audio = sum(bool(example.clip.address) for example in page.examples)
     click.echo(
-        f"{output}: {len(page.systems)} systems, {len(page.experiment.sets)} test sets, {len(page.examples)} utterances, "
-        f"{with_audio} with audio, {output.stat().st_size / 1e6:.1f} MB"
+        f"{output}: {len(page.systems)} systems, {len(page.experiment.sets)} test sets, {len(page.examples)} utterances"
+        f" ({with_audio} with audio), {output.stat().st_size / 1e6:.1f} MB"
     )

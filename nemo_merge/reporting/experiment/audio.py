@@ -144,21 +144,33 @@ def _in_manifest(path: Path, wanted: Collection[str]) -> dict[str, Source]:
 def _sources(entry: Mapping[str, Any], folder: Path) -> dict[str, Source]:
     """Audio of one line, by the ids under which transcripts may have it."""
     if "recording" in entry:
-        recording = entry["recording"]
-        start, duration = float(entry["start"]), float(entry["duration"])
-        path, channel = folder / recording["sources"][0]["source"], entry.get("channel")
-        channel = channel if isinstance(channel, int) else None
-        spoken = entry.get("supervisions") or [{}]
-        source = Source(path, start, duration, channel, spoken[0].get("language"))
-        return {str(name): source for name in (entry["id"], recording["id"], spoken[0].get("id"))}
+        return _of_cut(entry, folder)
     name = entry.get("audio_filepath")
     if not name:
         return {}
-    offset, duration = entry.get("offset"), entry.get("duration")
+    offset, duration, language = entry.get("offset"), entry.get("duration"), entry.get("lang") or entry.get("language")
     source = Source(
-        folder / name,
+        _resolved(name, folder),
         float(offset or 0),
         None if duration is None else float(duration),
-        language=entry.get("lang") or entry.get("language"),
+        language=None if language is None else str(language),
     )
     return {str(key): source for key in (f"{name}@{offset}" if offset else name, entry.get("id")) if key is not None}
+
+
+def _of_cut(cut: Mapping[str, Any], folder: Path) -> dict[str, Source]:
+    """Audio of a cut and of each of its supervisions, which begin after it does."""
+    path = _resolved(cut["recording"]["sources"][0]["source"], folder)
+    start, channel = float(cut["start"]), cut.get("channel")
+    channel = channel if isinstance(channel, int) else None
+    found = {str(cut["id"]): Source(path, start, float(cut["duration"]), channel)}
+    for spoken in cut.get("supervisions") or ():
+        begins, lasts, language = float(spoken["start"]), float(spoken["duration"]), spoken.get("language")
+        language = None if language is None else str(language)
+        found[str(spoken["id"])] = Source(path, max(start + begins, 0.0), lasts, channel, language)
+    return found
+
+
+def _resolved(name: str, folder: Path) -> Path:
+    """A path as it is, as Lhotse takes it, or from the folder of the manifest, as NeMo does."""
+    return path if (path := Path(name)).is_file() else folder / name

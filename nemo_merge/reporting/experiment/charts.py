@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 720, 420
@@ -120,7 +121,7 @@ def pareto(points: Mapping[str, tuple[float, float]], roles: Callable[[str], str
     front = sorted((mark for mark in marks if mark.front), key=lambda mark: (mark.x, -mark.y))
     steps = [f"{mark.left},{mark.top}" for mark in front]
     # A staircase: between two of its points, nothing is as good on one axis as the one and on the other as the other.
-    corners = [f"{after.left},{before.top}" for before, after in zip(front, front[1:], strict=False)]
+    corners = [f"{after.left},{before.top}" for before, after in pairwise(front)]
     path = [place for pair in zip(steps, [*corners, ""], strict=True) for place in pair if place]
     named = [mark for mark in marks if mark.front or mark.role in ("base", "expert")]
     return Scatter(Frame(x_ticks, y_ticks), marks, _labels(named, marks, _boxes_along(path)), " ".join(path))
@@ -178,10 +179,7 @@ def _axis(
 def _boxes_along(path: Sequence[str]) -> list[Box]:
     """What a line of level and upright parts covers."""
     places = [tuple(map(float, place.split(","))) for place in path]
-    return [
-        (min(a, c) - 1, min(b, d) - 1, max(a, c) + 1, max(b, d) + 1)
-        for (a, b), (c, d) in zip(places, places[1:], strict=False)
-    ]
+    return [(min(a, c) - 1, min(b, d) - 1, max(a, c) + 1, max(b, d) + 1) for (a, b), (c, d) in pairwise(places)]
 
 
 def _labels(named: Sequence[Mark], marks: Sequence[Mark], line: Sequence[Box]) -> list[Label]:

@@ -151,7 +151,7 @@ def _scored(folder: Path, scores: Mapping[str, Any], systems: Mapping[str, Path]
         names = list(scores["sets"])
         if missing := [name for name in names if name not in systems]:
             raise TranscriptError(
-                f"{folder / 'scores.json'}: speaks of {', '.join(missing)}, which decode/ does not have; run the recipe again"
+                f"{folder / 'scores.json'}: speaks of {', '.join(missing)}, which decode/ lacks; run the recipe again"
             )
     except TypeError as error:
         raise TranscriptError(f"{folder / 'scores.json'}: sets is no table; score again") from error

@@ -26,7 +26,7 @@ _SHADES = 8
 
 
 class Verdict(NamedTuple):
-    """Whether a system differs from the baseline: a sign, the word for it, and p after Holm's correction."""
+    """How a system compares with the baseline: a sign, the word for it, and p after Holm's correction."""
 
     sign: str
     word: str
@@ -48,6 +48,7 @@ class Page:
 
     Attributes:
         title: its heading.
+        notice: what every reader of the figures must know.
         experiment: what was read.
         roles: who is who.
         systems: in the order of the tables.
@@ -66,6 +67,7 @@ class Page:
     """
 
     title: str
+    notice: str
     experiment: Experiment
     roles: Roles
     systems: Sequence[str]
@@ -107,7 +109,7 @@ class Page:
             return None
         p = p_value(test.p_holm)
         if test.p_holm >= SIGNIFICANT or not test.test.mean_difference:
-            return Verdict("", "no difference shown", p)
+            return Verdict("", "unclear", p)
         return Verdict("▼", "better", p) if test.test.mean_difference < 0 else Verdict("▲", "worse", p)
 
     @cached_property

@@ -14,7 +14,7 @@ from ...scoring.normalised import TextOptions, drop_empty
 from ...scoring.transcripts import Problems
 from ..environment import environment
 from .charts import Scatter, pareto
-from .folder import Experiment, Roles, read_experiment
+from .folder import Roles, read_experiment
 from .page import Page, render
 from .provenance import read_provenance
 from .sections import IN_DOMAIN, Section, group_sets, make_section
@@ -28,6 +28,7 @@ class ReportOptions:
 
     Attributes:
         title: its heading; by default the end of the folder's path.
+        notice: what every reader of the figures must know.
         reference: file or folder of what was said; by default the hypotheses say so.
         base: system that the experts were fine-tuned from; by default ``base``.
         experts: expert by test set; by default the systems with the names of sets.
@@ -46,6 +47,7 @@ class ReportOptions:
     """
 
     title: str | None = None
+    notice: str = ""
     reference: Path | None = None
     base: str | None = None
     experts: Mapping[str, str] = field(default_factory=dict)
@@ -119,6 +121,7 @@ def build_page(folder: Path, options: ReportOptions) -> Page:
     system = options.worst_of or best
     return Page(
         title=options.title or "/".join(folder.resolve().parts[-2:]),
+        notice=options.notice,
         experiment=experiment,
         roles=roles,
         systems=_ordered(sections[0], roles),

@@ -14,7 +14,7 @@ from ...scoring.transcripts import Row
 from .folder import Experiment, Roles
 
 IN_DOMAIN = "Sets with an expert"
-REST = "Sets without an expert"
+REST = "Other sets"
 ALL = "All sets"
 SIGNIFICANT = 0.05
 
@@ -69,24 +69,23 @@ def group_sets(experiment: Experiment, roles: Roles, given: Mapping[str, Sequenc
     """Names of the sets by what they have in common: those with an expert first, then groups as given, then the rest.
 
     Raises:
-        ConfigError: a group names a set that is not there, or one that another group has.
+        ConfigError: a group has a set that is not there or in another one, or a name that the page uses.
     """
     sets = experiment.sets
     at_home = [name for name in sets if name in roles.experts]
     groups = {IN_DOMAIN: at_home} if at_home else {}
-    taken = set(at_home)
     for title, names in given.items():
+        if title in (IN_DOMAIN, REST, ALL):
+            raise ConfigError(f"group {title!r}: the page has a group of that name; choose another")
+        taken = {name: group for group, members in groups.items() for name in members}
         for name in names:
             if name not in sets:
                 raise ConfigError(f"group {title!r}: there is no test set {name!r}{did_you_mean(name, sets)}")
             if name in taken:
-                raise ConfigError(
-                    f"group {title!r}: {name!r} is in {'another group' if name not in at_home else IN_DOMAIN!r}"
-                )
-            taken.add(name)
-        groups[title] = list(names)
-    if left := [name for name in sets if name not in taken]:
-        groups[REST if at_home else "Other sets" if groups else ALL] = left
+                raise ConfigError(f"group {title!r}: the test set {name!r} is in the group {taken[name]!r} already")
+        groups[title] = list(dict.fromkeys(names))
+    if left := [name for name in sets if not any(name in members for members in groups.values())]:
+        groups[REST if groups else ALL] = left
     return groups
 
 
