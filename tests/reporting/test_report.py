@@ -194,6 +194,8 @@ def test_spectra_and_provenance(made):
     parsed, text = made
     assert len(re.findall(r'<polyline class="curve curve\d"', text)) == 2
     assert b"news".hex().zfill(64) in parsed.text("code")
+    (merges,) = [table for table in parsed.tables if table[0][1:2] == ["method"]]
+    assert "then\xa0name lines, alpha None, beta 0.5" in merges[1][2]
     assert "nemo-merge merge method=tsvm" in parsed.text("pre")
     assert "nemo-merge report exp" in parsed.text("pre")
     assert "python 3.11" in parsed.text("p")
@@ -275,10 +277,14 @@ def test_a_browser_shows_it(experiment, tmp_path):
     probe = """<!DOCTYPE html><title>waiting</title><iframe width=380 height=800 src=page.html></iframe><script>
     onload = () => setTimeout(() => {
       const page = document.querySelector("iframe").contentDocument;
+      const differences = page.querySelectorAll("thead button")[4];
+      differences.click();
+      const rows = () => [...page.querySelectorAll("table")[0].tBodies[0].rows];
+      const numbers = rows().map((row) => row.cells[4].textContent.trim());
       page.querySelector("th button").click();
-      const names = [...page.querySelectorAll("table")[0].tBodies[0].rows].map((row) => row.cells[0].textContent);
+      const names = rows().map((row) => row.cells[0].textContent);
       const players = [...page.querySelectorAll("audio")].map((player) => player.duration > 0.2);
-      const found = [names, players, page.documentElement.scrollWidth, page.querySelector(".scroll").scrollWidth];
+      const found = [names, numbers, players, page.documentElement.scrollWidth, page.querySelector(".scroll").scrollWidth];
       document.body.append(Object.assign(document.createElement("output"), {textContent: JSON.stringify(found)}));
     }, 1500); </script>"""
     (tmp_path / "probe.html").write_text(probe)
@@ -288,8 +294,12 @@ def test_a_browser_shows_it(experiment, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r"<output>(.*?)</output>", done.stdout)
     assert found, done.stdout[-2000:] + done.stderr[-2000:]
-    names, players, width, table_width = json.loads(found.group(1))
+    names, numbers, players, width, table_width = json.loads(found.group(1))
     assert names == sorted(names)
+    assert numbers.pop() == ""  # the baseline, which has no difference to itself
+    values = [float(number.replace("\N{MINUS SIGN}", "-")) for number in numbers]
+    assert values == sorted(values)
+    assert values[0] < 0 < values[-1]
     assert players
     assert all(players)
     assert width <= 380 < table_width

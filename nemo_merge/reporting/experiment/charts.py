@@ -39,10 +39,14 @@ class Label(NamedTuple):
     point_top: float
 
     @property
+    def nearest(self) -> float:
+        """The horizontal place in the text that is nearest to the point."""
+        return min(max(self.point_left, self.left), self.left + _LETTER * len(self.text))
+
+    @property
     def far(self) -> bool:
         """Whether a line must lead from it to its point."""
-        near_x = min(max(self.point_left, self.left), self.left + _LETTER * len(self.text))
-        return math.hypot(near_x - self.point_left, self.top - _LINE / 3 - self.point_top) > 16
+        return math.hypot(self.nearest - self.point_left, self.top - _LINE / 3 - self.point_top) > 16
 
 
 class Tick(NamedTuple):

@@ -23,8 +23,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 function key(cell) {
   const text = cell.textContent.trim();
-  const number = text.replace("\u2212", "-").match(/^(?:[^\d+-]*\s)?<?\s*([+-]?\d+(?:\.\d+)?)\s*%?$/);
-  return text === "" ? null : cell.classList.contains("number") && number ? parseFloat(number[1]) : text.toLowerCase();
+  const number = cell.matches(".number, .range") && text.replace("\u2212", "-").match(/[+-]?\d+(\.\d+)?/);
+  return text === "" ? null : number ? parseFloat(number[0]) : text.toLowerCase();
 }
 
 // Empty cells stay at the end, numbers come before words.

@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from ...checkpoints import RECORD
 from ...errors import ConfigError
 
-_RECORD = "merge.yaml"
+_SETTINGS = ("rules", "then", "batch_norm", "audio", "dtype", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class MergeRecord:
     Attributes:
         name: of the merged model.
         method: its method.
-        parameters: of the method, in words.
+        parameters: of the method, and other settings of the merge, in words.
         command: that makes it again.
         versions: of nemo_merge, Python and libraries.
         inputs: base and experts.
@@ -58,7 +59,7 @@ def read_provenance(folder: Path) -> list[MergeRecord]:
     """
     homes = (folder, folder / "merged")
     paths = [
-        path for home in homes for pattern in (f"*.{_RECORD}", f"*/{_RECORD}") for path in sorted(home.glob(pattern))
+        path for home in homes for pattern in (f"*.{RECORD}", f"*/{RECORD}") for path in sorted(home.glob(pattern))
     ]
     return [_read(path) for path in paths]
 
@@ -71,15 +72,16 @@ def _read(path: Path) -> MergeRecord:
         raise ConfigError(f"{path}{line}: not YAML ({error.problem}); merge again or remove it") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); merge again or remove it") from error
-    name = path.parent.name if path.name == _RECORD else path.name.removesuffix(f".{_RECORD}").removesuffix(".nemo")
+    name = path.parent.name if path.name == RECORD else path.name.removesuffix(f".{RECORD}").removesuffix(".nemo")
     try:
         method = dict(content["method"])
+        settings = {key: content[key] for key in _SETTINGS if content.get(key) is not None}
         inputs = [("base", content["base"])] if content.get("base") else []
         inputs += [("expert", item) for item in content["experts"]]
         return MergeRecord(
             name,
             str(method.pop("name")),
-            {str(key): _shown(value) for key, value in method.items()},
+            {str(key): _shown(value) for key, value in {**method, **settings}.items()},
             str(content.get("command", "")),
             {"nemo_merge": str(content["nemo_merge"]), **_strings(content.get("versions") or {})},
             tuple(Input(role, str(item["path"]), _strings(item.get("sha256") or {})) for role, item in inputs),
@@ -93,4 +95,6 @@ def _strings(values: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
     return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
