@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ._options import by_language, pairs
+from ._pairs import by_language, pairs
 
 
 @click.command("report", no_args_is_help=True)
@@ -29,7 +29,7 @@ from ._options import by_language, pairs
 @click.option("--worst", type=click.IntRange(0), default=12, metavar="N", help="Utterances to show.  [12]")
 @click.option("--worst-of", metavar="NAME", help="System that they are of.  [the best merge]")
 @click.option("--audio", multiple=True, type=click.Path(path_type=Path), help="Manifest, cuts or folder with audio.")
-@click.option("--audio-limit", type=click.FloatRange(0), default=8, metavar="MB", help="Audio in the page.  [8]")
+@click.option("--audio-limit", type=click.FloatRange(0, 1000), default=8, metavar="MB", help="Audio in the page.  [8]")
 @click.option("--spectra/--no-spectra", default=None, help="Measure task vectors.  [if the base has at most 256 MB]")
 def command(folder: Path, output: Path | None, overwrite: bool, **given: Any) -> None:
     """Make one HTML page of an experiment: error rates, what was kept, worst utterances with audio, provenance.

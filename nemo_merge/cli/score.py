@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._options import by_language, pairs
+from ._pairs import by_language, pairs
 
 if TYPE_CHECKING:
     from ..reporting.scores import ScoreReport

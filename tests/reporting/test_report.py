@@ -227,17 +227,29 @@ def test_labels_of_a_crowded_plot_do_not_overlap():
 
 def test_hypotheses_without_anything_else(tmp_path):
     rows = [{"audio_filepath": f"wav/u{i}.wav", "text": "Bom dia, a todos!", "lang": "pt-PT"} for i in range(3)]
-    write_lines(tmp_path / "test.json", rows)
+    (tmp_path / "hyps").mkdir()
+    write_lines(tmp_path / "hyps" / "test.json", rows)
     for name, heard in {"a": "bom dia todos", "b": "bom dia a todos"}.items():
-        (tmp_path / "hyps").mkdir(exist_ok=True)
-        (tmp_path / "hyps" / f"{name}.trn").write_text("".join(f"{heard} (u{i})\n" for i in range(3)))
-    options = replace(QUICK, reference=tmp_path / "test.json", spectra=None)
+        (tmp_path / "hyps" / f"v1.{name}.trn").write_text("".join(f"{heard} (u{i})\n" for i in range(3)))
+    options = replace(QUICK, reference=tmp_path / "hyps" / "test.json", spectra=None)
     page = write_page(tmp_path / "hyps", tmp_path / "page.html", options)
-    assert (page.systems, page.best, page.roles.baseline) == (["b", "a"], "b", "a")
-    assert page.sections[0].means["a"].value == 0.25  # as nemo-merge score would have it: without punctuation
+    assert (page.systems, page.best, page.roles.baseline) == (["v1.b", "v1.a"], "v1.b", "v1.a")
+    assert page.sections[0].means["v1.a"].value == 0.25  # as nemo-merge score would have it: without punctuation
     parsed = Parsed((tmp_path / "page.html").read_text())
     assert "There is no plot" in parsed.text("p")
     assert "It makes no error there" in parsed.text("p")
+
+
+def test_kaldi_texts_by_system_and_set(tmp_path):
+    for system, heard in {"said": "um dois", "a": "um", "b": "um dois"}.items():
+        folder = tmp_path / "said" if system == "said" else tmp_path / "hyps" / system
+        folder.mkdir(parents=True)
+        for name in ("one", "two"):
+            (folder / name).write_text(f"u1 {heard}\n")
+    page = write_page(tmp_path / "hyps", tmp_path / "page.html", replace(QUICK, reference=tmp_path / "said"))
+    assert (page.systems, page.sections[0].sets) == (["b", "a"], ["one", "two"])
+    assert page.sections[0].means["a"].value == 0.5
+    assert [clip.clip.problem for clip in page.examples] == []  # the best one makes no errors
 
 
 def test_audio_is_limited_and_may_be_missing(experiment, tmp_path):

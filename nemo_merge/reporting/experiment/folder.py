@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, TranscriptError, did_you_mean
-from ...scoring.transcripts import SUFFIXES, Problems, ReadingOptions, Row, read_rows
+from ...scoring.transcripts import SUFFIXES, Problems, ReadingOptions, Row, read_rows, system_names
 
 _FATAL = ("unreadable row", "wrong encoding", "duplicate id")
 
@@ -135,9 +135,11 @@ def _systems(folder: Path, reference: Path | None) -> dict[str, Path]:
     if folders:
         return folders
     files = _transcripts(home)
-    if files and reference is not None and reference.is_file():
-        return {path.name.partition(".")[0]: path for path in files}
-    if files:
+    if reference is not None and reference.is_file():
+        files = [path for path in files if not path.samefile(reference)]
+        if files:
+            return dict(zip(system_names(files), files, strict=True))
+    elif files:
         return {home.resolve().name: home}
     raise TranscriptError(
         f"{home}: nothing is scored here; expected folders of systems with one transcript ({', '.join(SUFFIXES)}) "
@@ -159,12 +161,14 @@ def _scored(folder: Path, scores: Mapping[str, Any], systems: Mapping[str, Path]
 
 
 def _transcripts(folder: Path) -> list[Path]:
-    kept = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    names = ("scores.json", "cpu_seconds.json")
+    """Files that may be transcripts, by their names, as scoring has it."""
     return [
         path
-        for path in kept
-        if path.name not in names and Path(path.name.removesuffix(".gz")).suffix.lower() in SUFFIXES
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name != "scores.json"
+        and Path(path.name.removesuffix(".gz")).suffix.lower() in (*SUFFIXES, ".txt", "")
     ]
 
 
