@@ -14,7 +14,7 @@ from ..errors import NemoMergeError
 
 _VERBS = (
     "analyze", "corpora", "download", "emr-apply", "export-nemo", "finetune", "inspect", "merge", "methods", "multirun",
-    "plan", "prepare", "reproduce", "score", "sweep",
+    "plan", "prepare", "report", "reproduce", "score", "sweep",
 )  # fmt: skip
 
 

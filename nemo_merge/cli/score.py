@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._pairs import by_language, pairs
+
 if TYPE_CHECKING:
     from ..reporting.scores import ScoreReport
     from ..scoring.evaluation import Evaluation, Options
@@ -113,9 +115,9 @@ def _options(given: Mapping[str, Any]) -> Options:
     from ..scoring.normalised import TextOptions
 
     text = TextOptions(
-        profile=_by_language(given["profiles"], "--profile") or TextOptions.profile,
-        casing=_by_language(given["casing"], "--casing") or TextOptions.casing,
-        punctuation=_by_language(given["punctuation"], "--punctuation") or TextOptions.punctuation,
+        profile=by_language(given["profiles"], "--profile") or TextOptions.profile,
+        casing=by_language(given["casing"], "--casing") or TextOptions.casing,
+        punctuation=by_language(given["punctuation"], "--punctuation") or TextOptions.punctuation,
     )
     return Options(
         metrics=tuple(dict.fromkeys(given["metrics"])) or ("wer", "cer"),
@@ -135,7 +137,7 @@ def _report(
     from ..scoring.comparison import compare, kept, means
 
     baseline, base = given["baseline"], given["base"]
-    experts = _pairs(given["experts"], "--expert")
+    experts = pairs(given["experts"], "--expert")
     if experts and not base:
         raise click.UsageError("--expert needs --base")
     merges = [name for name in evaluation.systems if name not in (base, *experts.values())]
@@ -166,28 +168,6 @@ def _systems(hypotheses: Sequence[str]) -> dict[str, Path]:
             raise ConfigError(f"two systems are called {name!r}; name them: NAME=HYP")
         systems[name] = path
     return systems
-
-
-def _pairs(items: Sequence[str], option: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not (key and equals and value):
-            raise click.UsageError(f"{option} {item}: expected KEY=NAME")
-        pairs[key] = value
-    return pairs
-
-
-def _by_language(items: Sequence[str], option: str) -> dict[str, str]:
-    """Values by language; the one without a language is for all others."""
-    chosen: dict[str, str] = {}
-    for item in items:
-        language, _, value = item.rpartition("=")
-        if language in chosen:
-            whose = f"for {language}" if language else "for all languages"
-            raise click.UsageError(f"{option} is given twice {whose}: {chosen[language]} and {value}")
-        chosen[language] = value
-    return chosen
 
 
 def _output_formats(outputs: Sequence[Path], format: str | None, overwrite: bool) -> list[str]:

@@ -1,55 +1,92 @@
-"""Aligned utterances in colour, the worst first."""
+"""Aligned utterances, the worst first, and the same in colour for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..scoring.alignment import align
-from ..scoring.evaluation import Evaluation
-from ..scoring.tokens import characters, mixed_tokens, words
+from ..scoring.evaluation import TOKENS, Evaluation
+from ..scoring.tokens import words
+from ..scoring.transcripts import Row
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-_TOKENS: dict[str, Callable[[str], list[str]]] = {"cer": characters, "mixed": mixed_tokens}
 _STYLES = {" ": "", "S": "bold yellow", "D": "bold red", "I": "bold cyan"}
 _GAP = "*"
 
 
-def worst_alignments(evaluation: Evaluation, limit: int) -> Iterator[Text]:
-    """The utterances with most errors of every system, as reference, hypothesis and edits below each other.
+class Step(NamedTuple):
+    """One place of an alignment: a token that was said, one that was heard, or both, and which error that is."""
+
+    said: str | None
+    heard: str | None
+    edit: Literal[" ", "S", "D", "I"]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What a system heard in an utterance.
+
+    Attributes:
+        index: of the row in the evaluation.
+        row: the utterance.
+        errors: number of edits.
+        steps: tokens after the text profile, side by side.
+    """
+
+    index: int
+    row: Row
+    errors: int
+    steps: tuple[Step, ...]
+
+
+def worst_utterances(evaluation: Evaluation, system: str, limit: int) -> list[Aligned]:
+    """The utterances with most errors of a system, short ones first where they are as many; none without errors.
 
     Args:
         evaluation: with an error rate as its first metric; words are shown for PIER, BLEU and chrF.
+        system: one of its systems.
+        limit: number of utterances.
+    """
+    tokens = TOKENS.get(evaluation.options.metrics[0], words)
+    texts = evaluation.texts
+    found = []
+    for index, (reference, hypothesis) in enumerate(zip(texts.references, texts.hypotheses[system], strict=True)):
+        said, heard = tokens(reference), tokens(hypothesis)
+        steps = tuple(
+            _step(None if a is None else said[a], None if b is None else heard[b])
+            for a, b in align(said, heard, evaluation.options.costs)
+        )
+        if errors := sum(step.edit != " " for step in steps):
+            found.append(Aligned(index, evaluation.rows[index], errors, steps))
+    return sorted(found, key=lambda item: (-item.errors, len(item.steps)))[:limit]
+
+
+def worst_alignments(evaluation: Evaluation, limit: int) -> Iterator[Text]:
+    """The worst utterances of every system, as reference, hypothesis and edits below each other.
+
+    Args:
+        evaluation: see :func:`worst_utterances`.
         limit: utterances per system.
     """
     from rich.cells import cell_len
     from rich.text import Text
 
-    metric = evaluation.options.metrics[0]
-    tokens = _TOKENS.get(metric, words)
     for system in evaluation.systems:
-        heard = evaluation.texts.hypotheses[system]
-        pairs = [(tokens(r), tokens(h)) for r, h in zip(evaluation.texts.references, heard, strict=True)]
-        steps = [align(said, recognised, evaluation.options.costs) for said, recognised in pairs]
-        wrong = [
-            sum(a is None or b is None or said[a] != recognised[b] for a, b in path)
-            for (said, recognised), path in zip(pairs, steps, strict=True)
-        ]
-        order = sorted(range(len(wrong)), key=wrong.__getitem__, reverse=True)
-        for index in order[:limit]:
-            if not wrong[index]:
-                break
-            said, recognised = pairs[index]
-            row = evaluation.rows[index]
-            yield Text(f"{system}  {row.id}  {wrong[index]} error{'s' if wrong[index] > 1 else ''}", style="bold")
+        for found in worst_utterances(evaluation, system, limit):
+            errors = f"{found.errors} error{'s' if found.errors > 1 else ''}"
+            yield Text(f"{system}  {found.row.id}  {errors}", style="bold")
             lines = [Text("REF "), Text("HYP "), Text("    ")]
-            for left, right in steps[index]:
-                top = _GAP if left is None else said[left]
-                bottom = _GAP if right is None else recognised[right]
-                edit = "I" if left is None else "D" if right is None else " " if top == bottom else "S"
+            for said, heard, edit in found.steps:
+                top, bottom = said or _GAP, heard or _GAP
                 width = max(cell_len(top), cell_len(bottom))
                 for line, word in zip(lines, (top, bottom, edit), strict=True):
                     line.append(word + " " * (width - cell_len(word) + 1), style=_STYLES[edit])
             yield from lines
+
+
+def _step(said: str | None, heard: str | None) -> Step:
+    return Step(said, heard, "I" if said is None else "D" if heard is None else " " if said == heard else "S")

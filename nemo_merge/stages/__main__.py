@@ -70,7 +70,7 @@ RECIPE = (
     ),
     Stage(
         "report",
-        "write RESULTS.md and a picture",
+        "write RESULTS.md, a picture and report.html",
         results.write_report,
         options=("title",),
         after=("merge", "score"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..corpora.mini import NOTICE, load
+from ..reporting.experiment import ReportOptions, write_page
 from ..reporting.results import Scores, write_results
 from ..scoring import bootstrap_interval, holm, mapsswe
 from ..scoring.error_rates import sum_counts, word_errors
@@ -85,7 +86,7 @@ def _significance(merges: dict[str, list[Hypothesis]], baseline: list[Hypothesis
 
 
 def write_report(context: Context) -> None:
-    """Stage 8: ``RESULTS.md`` and a picture."""
+    """Stage 8: ``RESULTS.md``, a picture, and a page that holds everything."""
     scores = Scores.read(context.expdir / "scores.json")
     merge_seconds = json.loads((context.expdir / "merged" / "cpu_seconds.json").read_text(encoding="utf-8"))
     made = write_results(
@@ -101,7 +102,18 @@ def write_report(context: Context) -> None:
         merge_seconds=merge_seconds,
         stage_seconds=seconds_of(context),
     )
-    for path in made:
+    page = context.expdir / "report.html"
+    options = ReportOptions(
+        title=context.config["title"],
+        notice=NOTICE,
+        base="base",
+        experts={name: name for name in context.config["domains"]},
+        groups={title.capitalize(): list(sets) for title, sets in _other_sets(context).items()},
+        baseline=context.config["score"]["baseline"],
+        command=context.config["command"],
+    )
+    write_page(context.expdir, page, options, overwrite=True)
+    for path in [*made, page]:
         context.say(f"wrote {path}")
 
 
@@ -134,4 +146,4 @@ def score_files(context: Context) -> list[Path]:
 
 def report_files(context: Context) -> list[Path]:
     """What stage 8 leaves."""
-    return [context.expdir / "RESULTS.md", context.expdir / "wer.png"]
+    return [context.expdir / name for name in ("RESULTS.md", "wer.png", "report.html")]
