@@ -1,7 +1,7 @@
 """What a model that learnt a new domain still knows of the old ones.
 
-The measures are quotients and differences of error rates over *source* sets, those of the base model's domains, and over
-a *target* set, the new domain. A mean over sets is *macro* where every set counts alike, and *micro* where every
+The measures are quotients and differences of error rates over *source* sets, those of the base model's domains, and
+over a *target* set, the new domain. A mean over sets is *macro* where every set counts alike, and *micro* where every
 reference word does.
 
 Yugan, Pham and Waibel (2025, arXiv 2510.18723) speak of the backward gain of one adaptation over another without a
