@@ -75,6 +75,7 @@ LAYERS = {
     },
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "__init__"},
     "training": {"errors"},
+    "adapters": {"errors", "checkpoints", "low_rank"},
     "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting"},
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
 }

@@ -20,6 +20,7 @@ _PREFIX = "base_model.model."
 _A, _B, _EMBEDDING_A, _EMBEDDING_B = "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"
 _MAGNITUDE, _IA3 = "lora_magnitude_vector", "ia3_l"
 _STRANGE = ("lora_", "ia3_", "prompt_", "token_adapter", "original_module")
+_SPREADS = ("lora_rho_A", "lora_rho_B")  # of Bayesian LoRA; the factors beside them are its means
 _PARTS = (_A, _B, _EMBEDDING_A, _EMBEDDING_B, _MAGNITUDE, _IA3)
 
 
@@ -76,6 +77,8 @@ class PeftTensors:
         adapters: dict[str, str] = {}
         for name in self.specs:
             words = name.removeprefix(_PREFIX).split(".")
+            if any(word in _SPREADS for word in words):
+                continue
             place = next((index for index, word in enumerate(words) if word in _PARTS), None)
             if place is None:
                 self._refuse_unknown(name, words)

@@ -1,0 +1,135 @@
+r"""The divergence of the posteriors over adapter weights from their prior, and its weight in the loss.
+
+The posterior over each factor is ``N(mu, sigma^2)`` elementwise with ``sigma = softplus(rho)``, the prior is
+``N(0, prior_scale^2)`` (Ugan, Pham and Waibel, arXiv 2510.18723, Section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from ..errors import ConfigError, did_you_mean
+from .loss_terms import log, trainer_of
+
+if TYPE_CHECKING:
+    from .bayesian_lora import BayesianLoraConfig
+
+REDUCTIONS = ("per_factor_mean", "global_mean", "elbo", "sum")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def gaussian_kl(
+    mean: Float[Tensor, "*shape"], rho: Float[Tensor, "*shape"] | None, prior_scale: float
+) -> Float[Tensor, "*shape"]:
+    """The divergence of ``N(mean, softplus(rho)^2)`` from ``N(0, prior_scale^2)``, entry by entry, in nats.
+
+    Args:
+        mean: posterior means.
+        rho: what the posterior's standard deviations come from. None stands for a point: only the part that depends on
+            the mean is left, ``mean^2 / (2 prior_scale^2)``; the rest is constant, though infinite.
+        prior_scale: standard deviation of the prior.
+    """
+    if rho is None:
+        return (mean / prior_scale).square() / 2
+    sigma = softplus(rho).clamp_min(torch.finfo(rho.dtype).tiny)
+    squares = (sigma / prior_scale).square() + (mean / prior_scale).square()
+    return (math.log(prior_scale) - sigma.log()) + (squares - 1) / 2
+
+
+def kl_divergence(
+    model: nn.Module, reduction: str | None = None, tokens: float | None = None, adapter_name: str | None = None
+) -> Float[Tensor, ""]:
+    """The divergence of a model's adapter posteriors from their prior, over all active Bayesian adapters.
+
+    Args:
+        model: a model with Bayesian adapters.
+        reduction: ``"per_factor_mean"``, each factor's mean over its entries, summed over factors; ``"global_mean"``,
+            the mean over all entries; ``"sum"``; or ``"elbo"``, the sum over ``tokens``, which with weight 1 makes the
+            loss the negative evidence lower bound per token. By default what the adapter was configured with.
+        tokens: for ``"elbo"``: how many of the units that the model's loss averages over the training data has: target
+            tokens, or utterances where the loss is a mean over utterances (NeMo's ``mean_batch``). By default what the
+            adapter was configured with.
+        adapter_name: count this adapter only, whether it is active or not.
+
+    Returns:
+        A scalar that gradients flow through; in float32 unless the posteriors are float64.
+
+    Raises:
+        ConfigError: no Bayesian adapter is there, an unknown reduction, or ``"elbo"`` without tokens.
+    """
+    total: Any = 0.0
+    entries = 0
+    found = False
+    for config, name, factors in _posteriors(model, adapter_name):
+        how = reduction or config.kl_reduction
+        if how not in REDUCTIONS:
+            raise ConfigError(f"kl_reduction={how!r}{did_you_mean(how, REDUCTIONS)}")
+        units = (config.tokens if tokens is None else tokens) if how == "elbo" else 1
+        if not units:
+            raise ConfigError(
+                f"adapter {name!r}: the reduction 'elbo' needs the number of tokens in the training data; set tokens="
+            )
+        found = True
+        for mean, rho in factors:
+            divergence = gaussian_kl(mean, rho, config.prior_scale)
+            entries += divergence.numel() if how == "global_mean" else 0
+            total = total + (divergence.mean() if how == "per_factor_mean" else divergence.sum() / units)
+    if not found:
+        raise ConfigError(
+            f"{type(model).__name__} has no active Bayesian adapter"
+            + (f" {adapter_name!r}" if adapter_name else "")
+            + "; inject_bayesian_lora() makes one"
+        )
+    return total / entries if entries else total
+
+
+def beta_at(config: BayesianLoraConfig, step: int) -> float:
+    """The weight of the divergence at an optimiser step: ``beta``, or on the way to it from 0.
+
+    Args:
+        config: gives ``beta``, ``beta_schedule`` and ``beta_warmup_steps``.
+        step: number of optimiser steps done.
+    """
+    if config.beta_schedule == "constant":
+        return config.beta
+    share = min(1.0, step / config.beta_warmup_steps)
+    return config.beta * (share if config.beta_schedule == "linear" else (1 - math.cos(math.pi * share)) / 2)
+
+
+class KlTerm:
+    """The term ``beta KL`` of the loss of one adapter, for :func:`~nemo_merge.adapters.add_loss_term`.
+
+    It is the mean over a batch's units on the other side of the sum too, so it is neither scaled by the size of the
+    batch nor by gradient accumulation.
+    """
+
+    def __init__(self, config: BayesianLoraConfig, adapter_name: str) -> None:
+        self.config, self.adapter_name = config, adapter_name
+        self.name = "kl" if adapter_name == "default" else f"kl_{adapter_name}"
+
+    def __call__(self, model: Any) -> Float[Tensor, ""]:
+        trainer = trainer_of(model)
+        beta = beta_at(self.config, trainer.global_step if trainer is not None else self.config.beta_warmup_steps)
+        divergence = kl_divergence(model, adapter_name=self.adapter_name)
+        log(model, f"{self.name}_divergence", divergence.detach())
+        log(model, f"{self.name}_beta", beta)
+        # Multiplied even where beta is 0, so that under DDP every parameter has a gradient in every step.
+        return beta * divergence
+
+
+def _posteriors(
+    model: nn.Module, adapter_name: str | None
+) -> Iterator[tuple[BayesianLoraConfig, str, list[tuple[Tensor, Tensor | None]]]]:
+    from .bayesian_layer import bayesian_layers
+
+    for _, layer in bayesian_layers(model):
+        for name in layer.posteriors:
+            if name == adapter_name or (adapter_name is None and name in layer.active_adapters):
+                yield layer.posteriors[name], name, layer.factors(name)
