@@ -132,7 +132,7 @@ class WorkFolder:
             (self.path / _LOCK).unlink()
             os.chmod(self.path, 0o777 & ~_umask())
             _sync_folder(self.path)
-            _put_in_place(self.path, self.output)
+            put_in_place(self.path, self.output)
         self._remove()
 
     def pause(self, *, always: bool = False) -> bool:
@@ -226,7 +226,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _put_in_place(new: Path, target: Path) -> None:
+def put_in_place(new: Path, target: Path) -> None:
     """Renames ``new`` to ``target``; an existing target changes places with it in one step where Linux can."""
     if not (target.exists() or target.is_symlink()):
         os.rename(new, target)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .jobs import Job, Report, is_first_process
+from .sources import mix, read_source
+from .trainer import loader_config, make_trainer, reporter, save_model
 
 
 @dataclass(frozen=True)
@@ -74,24 +74,8 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
 
     torch.set_num_threads(1)
     lightning.seed_everything(job.seed)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    trainer = lightning.Trainer(
-        accelerator="auto",
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        num_nodes=processes // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        strategy="ddp" if processes > 1 else "auto",
-        max_steps=job.steps,
-        max_epochs=-1,
-        gradient_clip_val=1.0,
-        use_distributed_sampler=False,  # Lhotse's sampler shards by rank itself
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        callbacks=[_reporter(Path(job.output).stem, job.steps, report)] if report else [],
-    )
+    callbacks = [reporter(Path(job.output).stem, job.steps, report)] if report else []
+    trainer = make_trainer(callbacks, max_steps=job.steps)
     optimiser = OmegaConf.create(_optimiser_config(job))
     if job.init_from is not None:
         model = ASRModel.restore_from(str(job.init_from), map_location="cpu", trainer=trainer)
@@ -104,28 +88,13 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
     trainer.fit(model)
     output = Path(job.output)
     if is_first_process():
-        _save(model, output)
+        save_model(model, output)
     return output
 
 
 def _loader_config(job: TrainingJob, labels: list[str]) -> dict[str, Any]:
-    return {
-        "use_lhotse": True,
-        "input_cfg": [{"type": "lhotse", "cuts_path": str(path)} for path in job.cuts],
-        "sample_rate": 16000,
-        "labels": labels,
-        "batch_size": job.batch_size,
-        "shuffle": True,
-        "num_workers": 0,
-        "use_bucketing": True,
-        "num_buckets": 6,
-        "bucket_buffer_size": 2000,
-        "num_cuts_for_bins_estimate": 500,
-        "concurrent_bucketing": False,
-        "shuffle_buffer_size": 4000,
-        "seed": job.seed,
-        "shard_seed": job.seed,
-    }
+    sources = [read_source(path, f"cuts[{index}]") for index, path in enumerate(job.cuts)]
+    return loader_config(mix(sources), job.seed, labels=labels, batch_size=job.batch_size)
 
 
 def _optimiser_config(job: TrainingJob) -> dict[str, Any]:
@@ -140,30 +109,3 @@ def _optimiser_config(job: TrainingJob) -> dict[str, Any]:
             "max_steps": job.steps,
         },
     }
-
-
-def _save(model: Any, output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.partial.nemo")
-    model.save_to(str(partial))
-    os.replace(partial, output)
-
-
-def _reporter(name: str, steps: int, report: Report) -> Any:
-    import lightning.pytorch as lightning
-
-    class Reporter(lightning.Callback):
-        """Tells how far training is, eight times."""
-
-        started = 0.0
-
-        def on_train_start(self, trainer: Any, module: Any) -> None:
-            self.started = time.monotonic()
-
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            step = trainer.global_step
-            if step % max(1, steps // 8) == 0:
-                left = (time.monotonic() - self.started) / step * (steps - step)
-                report(f"{name}: step {step} of {steps}, loss {float(outputs['loss']):.3f}, {left:.0f} s left")
-
-    return Reporter()

@@ -53,9 +53,12 @@ def read_job(path: Path) -> Job:
     """
     from .ctc import TrainingJob
     from .decode import DecodingJob
+    from .fine_tune import FineTuningJob
     from .recalibrate import RecalibrationJob
 
-    kinds: dict[str, type[Job]] = {kind.kind: kind for kind in (TrainingJob, DecodingJob, RecalibrationJob)}
+    kinds: dict[str, type[Job]] = {
+        kind.kind: kind for kind in (TrainingJob, FineTuningJob, DecodingJob, RecalibrationJob)
+    }
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     kind = content.pop("kind", None)
     if kind not in kinds:
@@ -64,8 +67,8 @@ def read_job(path: Path) -> Job:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes, among those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this is the process that writes, among those that torchrun or SLURM started."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def report(message: str) -> None:
