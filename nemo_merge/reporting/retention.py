@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..scoring import Interval
 from .environment import environment
-from .markdown import table
+from .markdown import percent, table
 
 Row = Mapping[str, Any]
 
@@ -62,7 +63,7 @@ def write_results(
             f"of that of {reference} (all macro). In brackets: 95 % bootstrap intervals over utterances, the same ones "
             "for all systems; they do not contain the differences between seeds, which the next table shows. Where a "
             "method has a parameter, the row is the setting that forgets least on the development sets among those "
-            f"whose new-domain error rate there is at most {100 * tolerance:.0f} % (relative) above that of {reference}; "
+            f"whose new-domain error rate there is at most {100 * tolerance:.0f} % (relative) above {reference}'s; "
             "without such a setting, the one that learns the new domain best."
         ),
         f"![New-domain error rate against old-domain error rate]({picture.name})",
@@ -70,7 +71,8 @@ def write_results(
         _full_table(scores, labels),
         (
             "*Min, max*: over the seeds. *Moved*: Frobenius norm of the change of all matrices and convolutions, as a "
-            "share of the base's. *Small*: share of the entries of changed tensors that changed by less than 0.001."
+            "share of the base's. *Small*: share of the entries of changed tensors that changed by less than 0.001; *of A, "
+            "B*: share of the entries of the adapter's factors (posterior means) below 0.001."
         ),
         "## Every set",
         _set_table(scores, labels, {**source, **{_target_name(scores, source): target}}),
@@ -147,7 +149,18 @@ def _main_table(
 
 
 def _full_table(scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]]) -> str:
-    header = ["setting", "new, dev", "new, test", "min, max", "old, dev", "old, test", "min, max", "moved", "small"]
+    header = [
+        "setting",
+        "new, dev",
+        "new, test",
+        "min, max",
+        "old, dev",
+        "old, test",
+        "min, max",
+        "moved",
+        "small",
+        "of A, B",
+    ]
     cells = []
     for row in scores["settings"]:
         old, new = ([100 * seed[index] for seed in row["seeds"]] for index in (0, 1))
@@ -162,7 +175,8 @@ def _full_table(scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]]
                 f"{100 * row['source'][0]:.1f}",
                 f"{min(old):.1f}, {max(old):.1f}",
                 f"{row['change']['relative']:.3f}",
-                f"{100 * row['change']['small']:.0f} %",
+                percent(row["change"]["small"]),
+                percent(row["change"].get("small_factors", math.nan)),
             ]
         )
     return table(header, cells)

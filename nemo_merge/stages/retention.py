@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from ..corpora.mini import NOTICE, load
 from ..reporting.retention import write_results
 from ..scoring.error_rates import ErrorCounts, sum_counts, word_errors
 from ..scoring.retention import bootstrap_measure, mean_rate, relative_change
 from ..training.decode import read_hypotheses
-from .adaptation import Setting, adapted_path, evaluated, settings
+from .adaptation import Setting, adapted_path, evaluated, settings, tuned_path
 from .engine import Context, seconds_of
 from .models import model_path
-from .weights import change_of
+from .weights import change_of, small_factors
 
 Utterances = Mapping[str, Sequence[ErrorCounts]]
 
@@ -162,7 +164,8 @@ def _against(heard: _Heard, reference: _Heard, base: _Heard) -> dict[str, Any]:
         return -relative_change(model, other)
 
     def recovered(model: Any, other: Any, before: Any) -> Any:
-        return -relative_change(model - before, other - before)
+        lost = other - before
+        return -relative_change(model - before, np.where(lost > 0, lost, np.nan))
 
     return {
         "backward_gain": bootstrap_measure(gain, heard.source, reference.source),
@@ -175,7 +178,13 @@ def _against(heard: _Heard, reference: _Heard, base: _Heard) -> dict[str, Any]:
 def _change(context: Context, setting: Setting) -> dict[str, float]:
     """How far the weights moved, mean over the seeds."""
     base = model_path(context, "base")
-    found = [change_of(adapted_path(context, setting.model(seed)), base) for seed in context.config["seeds"]]
+    found = []
+    for seed in context.config["seeds"]:
+        name = setting.model(seed)
+        change = change_of(adapted_path(context, name), base)
+        if setting.of is None and (tuned := tuned_path(context, setting, name)).suffix != ".nemo":
+            change["small_factors"] = small_factors(tuned)
+        found.append(change)
     return {key: sum(item[key] for item in found) / len(found) for key in found[0]}
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from safetensors import safe_open
 
 from ..checkpoints import open_checkpoint
+from ..checkpoints.adapter import MODEL as ADAPTER_WEIGHTS
 from ..tensors import Role, role_of
 
 SMALL = 1e-3
@@ -37,3 +39,15 @@ def change_of(model: Path, base: Path) -> dict[str, float]:
         "relative": math.sqrt(squares["change"] / squares["base"]),
         "small": small / entries if entries else 1.0,
     }
+
+
+def small_factors(adapter: Path) -> float:
+    """Share of the entries of an adapter's factors, of posterior means where there are any, below :data:`SMALL`."""
+    small = entries = 0
+    with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            if name.endswith((".lora_A.weight", ".lora_B.weight")):
+                values = file.get_tensor(name)
+                small += int((values.abs() < SMALL).sum())
+                entries += values.numel()
+    return small / entries
