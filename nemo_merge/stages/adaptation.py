@@ -186,9 +186,11 @@ def hypothesis_files(context: Context) -> list[Path]:
 
 
 def _merged(common: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Common options with those of a method in their place, what is only shown left out."""
-    own = {key: value for key, value in given.items() if key not in SHOWN}
-    return OmegaConf.to_container(OmegaConf.merge(common, own))  # type: ignore[return-value, arg-type]
+    """Common options with those of a method in their place; those of adapters only where one is trained."""
+    options: Any = OmegaConf.to_container(OmegaConf.merge(common, given))
+    for key in (*SHOWN, *(() if options["trainable"] in ADAPTERS else ("adapter",))):
+        options.pop(key, None)
+    return options
 
 
 def _with(options: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

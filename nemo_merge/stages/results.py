@@ -42,8 +42,8 @@ def transcribe_all(context: Context, models: Mapping[str, Path], sets: Mapping[s
             batch_size = context.config["decode"]["batch_size"]
             jobs[f"decode-{name}"] = DecodingJob({name: path}, sets, context.expdir / "decode", batch_size)
     for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say, together=True):
-        (path,) = jobs[job].models.values()
-        context.mark_fresh(job, model=identity(path), **depends_on)
+        (decoded,) = jobs[job].models.values()
+        context.mark_fresh(job, model=identity(decoded), **depends_on)
 
 
 def score(context: Context) -> None:
