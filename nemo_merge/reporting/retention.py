@@ -71,8 +71,8 @@ def write_results(
         _full_table(scores, labels),
         (
             "*Min, max*: over the seeds. *Moved*: Frobenius norm of the change of all matrices and convolutions, as a "
-            "share of the base's. *Small*: share of the entries of changed tensors that changed by less than 0.001; *A, B*: "
-            "share of the entries of the adapter's factors (posterior means) below 0.001."
+            "share of the base's. *Small*: share of the entries of changed tensors that changed by less than 0.001; "
+            "*A, B*: share of the entries of the adapter's factors (posterior means) below 0.001."
         ),
         "## Every set",
         _set_table(scores, labels, {**source, **{_target_name(scores, source): target}}),
