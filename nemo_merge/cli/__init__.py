@@ -12,7 +12,7 @@ import click
 
 from ..errors import NemoMergeError
 
-_VERBS = ("analyze", "emr-apply", "inspect", "merge", "methods", "multirun", "plan", "reproduce", "sweep")
+_VERBS = ("analyze", "emr-apply", "finetune", "inspect", "merge", "methods", "multirun", "plan", "reproduce", "sweep")
 
 
 class _LazyGroup(click.Group):

@@ -76,7 +76,7 @@ def compose(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) 
     Raises:
         ConfigError: a key or method that does not exist (with a suggestion), a value of the wrong type, a bad file.
     """
-    return settings_of(_plain(arguments, grid), grid)
+    return settings_of(plain_settings(arguments, grid), grid)
 
 
 def settings_of(plain: dict[str, Any], grid: dict[str, list[Any]] | None = None) -> tuple[MergeSettings, Method]:
@@ -93,7 +93,7 @@ def settings_of(plain: dict[str, Any], grid: dict[str, list[Any]] | None = None)
 
 def compose_plain(arguments: Sequence[str], schema: type[Settings]) -> Settings:
     """Settings of a verb that takes no method, from ``[CONFIG.yaml] [KEY=VALUE]...``; errors as by :func:`compose`."""
-    plain = _plain(arguments, None)
+    plain = plain_settings(arguments, None)
     known = [item.name for item in fields(schema)]
     for key in plain:
         if key not in known:
@@ -101,8 +101,8 @@ def compose_plain(arguments: Sequence[str], schema: type[Settings]) -> Settings:
     return _typed(plain, schema)
 
 
-def _plain(arguments: Sequence[str], grid: dict[str, list[Any]] | None) -> dict[str, Any]:
-    """The settings of file and overrides as plain data."""
+def plain_settings(arguments: Sequence[str], grid: dict[str, list[Any]] | None = None) -> dict[str, Any]:
+    """The settings of file and overrides as plain data; arguments and errors as :func:`compose`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf

@@ -8,9 +8,6 @@ with them. This process never imports NeMo.
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +20,8 @@ from ..checkpoints._work import WorkFolder, key_of
 from ..errors import ConfigError, MergeError, did_you_mean
 from ..tensors import Role
 from ..training.audio import AudioSample, Source, read_audio
-from ..training.jobs import ERROR_PREFIX, REPORT_PREFIX, write_job
+from ..training.jobs import ERROR_PREFIX, write_job
+from ..training.processes import run_job
 from ..training.recalibrate import RecalibrationJob, plain
 from .parallel import default_workers
 
@@ -174,23 +172,8 @@ class Recalibration(ExitStack):
 
 
 def _run(file: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "nemo_merge.training", str(file)]
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as errors,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace", env=environment
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith(REPORT_PREFIX):
-                    logger.info(line.removeprefix(REPORT_PREFIX).strip())
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            raise
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        code = run_job(file, 1, logger.info, lambda line: None, errors)
         errors.seek(0)
         log = errors.read()
     if code:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ..training.jobs import DONE_PREFIX, REPORT_PREFIX, Job, write_job
+from ..training.jobs import DONE_PREFIX, Job, write_job
+from ..training.processes import run_job
 
 
 class JobError(RuntimeError):
@@ -44,8 +42,9 @@ def run_jobs(
         try:
             running = 0
             for group in filter(None, groups):
-                command = [*_launcher(jobs[group[0]].processes), *(str(files[name]) for name in group)]
-                future = pool.submit(_run, command, {str(files[name]): name for name in group}, news.put, say)
+                future = pool.submit(
+                    _run, {files[name]: name for name in group}, jobs[group[0]].processes, news.put, say
+                )
                 future.add_done_callback(news.put)
                 running += 1
             while running:
@@ -59,23 +58,14 @@ def run_jobs(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _launcher(processes: int) -> list[str]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *(torchrun if processes > 1 else []), "-m", "nemo_merge.training"]
+def _run(names: Mapping[Path, str], processes: int, done: Callable[[str], None], say: Callable[[str], None]) -> None:
+    """Runs jobs in one process, or in several together, and passes on what they report; ``names`` by their files."""
 
+    def other(line: str) -> None:
+        if line.startswith(DONE_PREFIX):
+            done(names[Path(line.removeprefix(DONE_PREFIX).strip())])
+        else:
+            print(line, end="")
 
-def _run(command: list[str], names: Mapping[str, str], done: Callable[[str], None], say: Callable[[str], None]) -> None:
-    """Runs a process and passes on what it reports; ``names`` are those of its jobs by their files."""
-    # More BLAS threads than cores wait for each other by spinning, which can cost several times the work itself.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace", env=environment) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(REPORT_PREFIX):
-                say(line.removeprefix(REPORT_PREFIX).strip())
-            elif line.startswith(DONE_PREFIX):
-                done(names[line.removeprefix(DONE_PREFIX).strip()])
-            else:
-                print(line, end="")
-    if process.returncode:
-        raise JobError(f"{', '.join(names.values())}: the process ended with exit code {process.returncode}")
+    if code := run_job(list(names), processes, say, other):
+        raise JobError(f"{', '.join(names.values())}: the process ended with exit code {code}")

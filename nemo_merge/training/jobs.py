@@ -66,6 +66,11 @@ def read_job(path: Path) -> Job:
     return kinds[kind](**content)
 
 
+def started_together() -> bool:
+    """Whether torchrun or SLURM's srun started this process as one of a group."""
+    return "LOCAL_WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
 def is_first_process() -> bool:
     """Whether this is the process that writes, among those that torchrun or SLURM started."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"

@@ -1,0 +1,120 @@
+"""``nemo-merge finetune``: trains an expert, whole, in part or as an adapter, through NeMo's own trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import ConfigError, NemoMergeError, did_you_mean
+
+if TYPE_CHECKING:
+    from ..training.fine_tune import FineTuningJob
+
+_TAIL = 15
+
+
+class TrainingError(NemoMergeError):
+    """A training that stopped; its log says why."""
+
+    exit_code = 1
+
+
+@click.command("finetune", context_settings={"ignore_unknown_options": True}, no_args_is_help=True)
+@click.argument("arguments", nargs=-1, metavar="[CONFIG.yaml] [KEY=VALUE]...")
+@click.option("--check", is_flag=True, help="Check settings, files and data, and train nothing.")
+def command(arguments: tuple[str, ...], check: bool) -> None:
+    """Fine-tune a NeMo model on speech with transcripts.
+
+    Settings come from a YAML file, from KEY=VALUE overrides in Hydra's grammar, or both:
+
+    \b
+      nemo-merge finetune configs/train/full.yaml base=base.nemo 'train=[telephone.jsonl.gz]' output=telephone.nemo
+      nemo-merge finetune configs/train/lora.yaml adapter.r=16 steps=500 base=... 'train=[...]' output=telephone-lora
+      torchrun --nnodes 2 --nproc-per-node 8 -m nemo_merge finetune ...    # on several machines
+
+    \b
+    base=PATH         .nemo to start from
+    output=PATH       .nemo to write, or a folder for an adapter; it appears whole or not at all
+    train=[A,B]       Lhotse cuts, NeMo manifests or Lhotse shards, or {path: A, weight: 2, tags: {...}}
+    validation={...}  development sets by name
+    trainable=PART    full, encoder, decoder, lora, bayesian_lora, or a list of name patterns   [full]
+    adapter.KEY=...   settings of the adapter: r, lora_alpha, target_modules, beta ...
+    regulariser={...} {name: l2, gamma: 0.1}, {name: l2_sp, ...} or {name: ewc, ...}
+    scale=C           save base + C (trained - base)   [1]
+    optim.KEY=...     optimiser and schedule in NeMo's words: name, lr, sched.name, sched.warmup_steps ...
+    steps=N           optimiser steps, or epochs=N
+    batch_size=N      utterances in a batch of a process, or batch_duration=SECONDS   [16]
+    select=val_wer    keep the weights that are best on the development sets (or val_loss); patience=N stops early
+    devices=N         processes on this machine; precision=bf16-mixed, accumulate=N, loader.KEY=..., seed=N, ...
+
+    An interrupted training goes on when the same command is given again, from its last checkpoint (checkpoint_every=N).
+    All settings: the how-to "Train experts", and the files under configs/train.
+    """
+    from ..training.checks import check_job
+    from ..training.jobs import is_first_process, started_together
+
+    job = read_job(arguments)
+    shown = arguments[0] if arguments and "=" not in arguments[0] else "finetune"
+    check_job(job, shown)
+    if check:
+        click.echo(f"{shown}: nothing stands against it")
+        return
+    if started_together():
+        from ..training.fine_tune import fine_tune
+
+        fine_tune(job, lambda line: click.echo(line) if is_first_process() else None)
+        return
+    if job.num_nodes > 1:
+        raise ConfigError(
+            f"num_nodes={job.num_nodes}: start this command on every machine by torchrun or srun; "
+            "see the how-to 'Train experts'"
+        )
+    _run(job)
+
+
+def read_job(arguments: Sequence[str]) -> FineTuningJob:
+    """A job from ``[CONFIG.yaml] [KEY=VALUE]...``.
+
+    Raises:
+        ConfigError: a setting that does not exist or is missing, or a bad file.
+    """
+    from ..training.fine_tune import FineTuningJob
+    from .settings import plain_settings
+
+    plain = plain_settings(arguments)
+    known = [item.name for item in dataclasses.fields(FineTuningJob)]
+    problems = [f"there is no setting {key!r}{did_you_mean(key, known)}" for key in plain if key not in known]
+    problems += [f"{key}=... is missing" for key in ("base", "output", "train") if not plain.get(key)]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    if isinstance(plain["train"], (str, dict)):
+        plain["train"] = [plain["train"]]
+    if isinstance(plain.get("validation"), str):
+        plain["validation"] = {"dev": plain["validation"]}
+    optional = {key: value for key, value in plain.items() if value is not None}
+    return FineTuningJob(**optional)
+
+
+def _run(job: FineTuningJob) -> None:
+    """Trains in a process of its own, whose output goes to a log beside the output."""
+    from ..training.jobs import ERROR_PREFIX, write_job
+    from ..training.processes import run_job
+
+    output = Path(job.output)
+    log = output.with_name(f"{output.name}.log")
+    with tempfile.TemporaryDirectory() as folder, open(log, "w+", encoding="utf-8", errors="replace") as file:
+        code = run_job(write_job(job, Path(folder, "job.json")), job.processes, click.echo, file.write, file)
+        file.flush()
+    if not code:
+        return
+    text = log.read_text(encoding="utf-8", errors="replace")
+    _, known, message = text.rpartition(ERROR_PREFIX)
+    if known:
+        raise ConfigError(message.splitlines()[0] if job.processes > 1 else message.strip())
+    tail = "\n".join(f"  | {line}" for line in text.splitlines()[-_TAIL:])
+    raise TrainingError(f"the training stopped with exit code {code}; the end of {log}:\n{tail}")
