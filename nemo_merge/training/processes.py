@@ -18,7 +18,7 @@ def run_job(
     file: Path | Sequence[Path],
     processes: int,
     say: Report,
-    other: Callable[[str], None],
+    other: Callable[[str], object],
     errors: IO[str] | int | None = None,
 ) -> int:
     """Runs ``python -m nemo_merge.training FILE...``, passes on what it reports, and ends it if it is interrupted.
