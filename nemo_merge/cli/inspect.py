@@ -52,5 +52,5 @@ def command(file: Path, tensors: bool) -> None:
                 )
             out.print(table)
         if metadata.provenance:
-            out.print(Text("merged with nemo_merge:"))
+            out.print(Text(f"{metadata.provenance.get('made_by', 'merged with nemo_merge')}:"))
             out.print(Text(yaml.safe_dump(dict(metadata.provenance), sort_keys=False, allow_unicode=True, width=120)))

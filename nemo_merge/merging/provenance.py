@@ -52,7 +52,7 @@ def record(plan: MergePlan, digests: Digests, as_adapter: bool | int | None = No
         if checkpoint.metadata.provenance:
             earlier = dict(checkpoint.metadata.provenance)
             earlier.pop("decisions", None)
-            entry["merged_from"] = earlier
+            entry["merged_from" if "experts" in earlier else "fine_tuned"] = earlier
         return entry
 
     count = len(plan.experts)

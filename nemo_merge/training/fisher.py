@@ -83,20 +83,17 @@ def estimate_fisher(
     count = 0
     try:
         batches = _batches(model, source, utterances, labels)
-        # Recurrent layers of cuDNN have no gradients in evaluation mode.
-        with _without_logging(model), torch.backends.cudnn.flags(enabled=False):
-            for batch in batches:
-                loss = model.training_step(move_data_to_device(batch, device), 0)
-                loss = loss["loss"] if isinstance(loss, dict) else loss
-                if not loss.isfinite():
-                    continue
-                found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-                for total, gradient in zip(sums.values(), found, strict=True):
-                    if gradient is not None:
-                        total += gradient.float().square()
-                count += 1
-                if report is not None and count % max(1, utterances // 4) == 0:
-                    report(f"Fisher information: {count} of {utterances} utterances")
+        for batch in batches:
+            loss = _loss(model, move_data_to_device(batch, device))
+            if not loss.isfinite():
+                continue
+            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            for total, gradient in zip(sums.values(), found, strict=True):
+                if gradient is not None:
+                    total += gradient.float().square()
+            count += 1
+            if report is not None and count % max(1, utterances // 4) == 0:
+                report(f"Fisher information: {count} of {utterances} utterances")
     finally:
         model.to(home).train(training)
     if not count:
@@ -175,17 +172,19 @@ def _relabelled(cut: Any, text: str) -> Any:
     return CutSet.from_cuts([fastcopy(cut, supervisions=[segment])])
 
 
-class _without_logging:  # noqa: N801 - used as a function
-    """Lets ``training_step`` run outside of a trainer's loop."""
+def _loss(model: Any, batch: Any) -> Tensor:
+    """A model's loss outside of a trainer, whose counters ``training_step`` asks for and into whose results it logs."""
+    import torch
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.optimizer = getattr(self.model, "_optimizer", None)
-        self.model._optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
-        self.model.log = self.model.log_dict = lambda *args, **kwargs: None
-
-    def __exit__(self, *_: object) -> None:
-        self.model._optimizer = self.optimizer
-        del self.model.log, self.model.log_dict
+    before = {name: getattr(model, name, None) for name in ("_optimizer", "_trainer")}
+    model._optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
+    model._trainer = SimpleNamespace(global_step=0, log_every_n_steps=1 << 30)
+    model.log = model.log_dict = lambda *args, **kwargs: None
+    try:
+        with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no gradients in evaluation mode
+            loss = model.training_step(batch, 0)
+    finally:
+        del model.log, model.log_dict
+        for name, value in before.items():
+            setattr(model, name, value)
+    return loss["loss"] if isinstance(loss, dict) else loss

@@ -72,10 +72,13 @@ class L2SP:
         with _exact():
             if factors := list(lora_factors(model)):
                 return self.gamma / 2 * _sum(squared_norm(item) for item in factors)
-            distances = (
-                (value.float() - self.start[name].to(value.device)).square().sum() for name, value in _trained(model)
+            return (
+                self.gamma
+                / 2
+                * _sum(
+                    (value.float() - _beside(self.start, name, value)).square().sum() for name, value in _trained(model)
+                )
             )
-            return self.gamma / 2 * _sum(distances)
 
 
 class EWC:
@@ -99,38 +102,21 @@ class EWC:
         wanted = weights or {name: tuple(value.shape) for name, value in _trained(model)}
         for name, shape in wanted.items():
             if name not in fisher or fisher[name].numel() != math.prod(shape):
-                raise ConfigError(
-                    f"regulariser ewc: the Fisher information does not fit {name!r} {list(shape)} of the model"
-                )
+                raise ConfigError(f"regulariser ewc: the Fisher information does not fit {name!r} {list(shape)}")
         self.fisher = {name: fisher[name].float() for name in wanted}
 
     def __call__(self, model: Any) -> Float[Tensor, ""]:
         with _exact():
-            if factors := list(lora_factors(model)):
-                return (
-                    self.gamma
-                    / 2
-                    * _sum(
-                        self._on(item.a, f"{item.layer}.weight").flatten(1).mul(change(item).square()).sum()
-                        for item in factors
-                    )
-                )
-            return (
-                self.gamma
-                / 2
-                * _sum(
-                    (self._on(value, name) * (value.float() - self.start[name]).square()).sum()
-                    for name, value in _trained(model)
-                )
-            )
+            return self.gamma / 2 * _sum(self._terms(model))
 
-    def _on(self, value: Tensor, name: str) -> Tensor:
-        """The information about a parameter, where that is."""
-        if self.fisher[name].device != value.device:  # once, after the trainer has moved the model
-            self.fisher[name] = self.fisher[name].to(value.device)
-            if name in self.start:
-                self.start[name] = self.start[name].to(value.device)
-        return self.fisher[name]
+    def _terms(self, model: Any) -> Iterator[Tensor]:
+        factors = list(lora_factors(model))
+        for item in factors:
+            fisher = _beside(self.fisher, f"{item.layer}.weight", item.a).flatten(1)
+            yield (fisher * change(item).square()).sum()
+        for name, value in () if factors else _trained(model):
+            moved = value.float() - _beside(self.start, name, value)
+            yield (_beside(self.fisher, name, value) * moved.square()).sum()
 
 
 def lora_factors(model: Any) -> Iterator[Factors]:
@@ -165,6 +151,13 @@ def _start(model: Any) -> dict[str, Tensor]:
     if next(lora_factors(model), None) is not None:
         return {}
     return {name: value.detach().clone().float() for name, value in _trained(model)}
+
+
+def _beside(kept: dict[str, Tensor], name: str, value: Tensor) -> Tensor:
+    """What is kept for a parameter, on its device: the trainer moves the model after this has been made."""
+    if kept[name].device != value.device:
+        kept[name] = kept[name].to(value.device)
+    return kept[name]
 
 
 def _exact() -> Any:
