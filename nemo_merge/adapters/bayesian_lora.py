@@ -200,7 +200,11 @@ def inject_posterior(
         attachment = attachment_of(model)
         assert attachment is not None
         term = KlTerm(config, adapter_name)
-        attachment.terms[adapter_name] = add_loss_term(model, term.name, term)
+        try:
+            attachment.terms[adapter_name] = add_loss_term(model, term.name, term)
+        except ConfigError:
+            remove_adapter(model, adapter_name)
+            raise
     return names
 
 

@@ -7,7 +7,6 @@ The posterior over each factor is ``N(mu, sigma^2)`` elementwise with ``sigma = 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,7 @@ from .loss_terms import log, trainer_of
 if TYPE_CHECKING:
     from .bayesian_lora import BayesianLoraConfig
 
+Factor = tuple[Tensor, Tensor | None]
 REDUCTIONS = ("per_factor_mean", "global_mean", "elbo", "sum")
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -51,12 +51,13 @@ def kl_divergence(
     Args:
         model: a model with Bayesian adapters.
         reduction: ``"per_factor_mean"``, each factor's mean over its entries, summed over factors; ``"global_mean"``,
-            the mean over all entries; ``"sum"``; or ``"elbo"``, the sum over ``tokens``, which with weight 1 makes the
-            loss the negative evidence lower bound per token. By default what the adapter was configured with.
+            the mean over all entries of an adapter; ``"sum"``; or ``"elbo"``, the sum over ``tokens``, which with
+            weight 1 makes the loss the negative evidence lower bound per token. By default what the adapter was
+            configured with.
         tokens: for ``"elbo"``: how many of the units that the model's loss averages over the training data has: target
             tokens, or utterances where the loss is a mean over utterances (NeMo's ``mean_batch``). By default what the
             adapter was configured with.
-        adapter_name: count this adapter only, whether it is active or not.
+        adapter_name: count this adapter only.
 
     Returns:
         A scalar that gradients flow through; in float32 unless the posteriors are float64.
@@ -64,30 +65,16 @@ def kl_divergence(
     Raises:
         ConfigError: no Bayesian adapter is there, an unknown reduction, or ``"elbo"`` without tokens.
     """
-    total: Any = 0.0
-    entries = 0
-    found = False
-    for config, name, factors in _posteriors(model, adapter_name):
-        how = reduction or config.kl_reduction
-        if how not in REDUCTIONS:
-            raise ConfigError(f"kl_reduction={how!r}{did_you_mean(how, REDUCTIONS)}")
-        units = (config.tokens if tokens is None else tokens) if how == "elbo" else 1
-        if not units:
-            raise ConfigError(
-                f"adapter {name!r}: the reduction 'elbo' needs the number of tokens in the training data; set tokens="
-            )
-        found = True
-        for mean, rho in factors:
-            divergence = gaussian_kl(mean, rho, config.prior_scale)
-            entries += divergence.numel() if how == "global_mean" else 0
-            total = total + (divergence.mean() if how == "per_factor_mean" else divergence.sum() / units)
-    if not found:
+    active = _posteriors(model)
+    chosen = {name: found for name, found in active.items() if adapter_name in (None, name)}
+    if not chosen:
         raise ConfigError(
             f"{type(model).__name__} has no active Bayesian adapter"
             + (f" {adapter_name!r}" if adapter_name else "")
             + "; inject_bayesian_lora() makes one"
         )
-    return total / entries if entries else total
+    divergences = [_reduce(name, *found, reduction, tokens) for name, found in chosen.items()]
+    return torch.stack(divergences).sum()
 
 
 def beta_at(config: BayesianLoraConfig, step: int) -> float:
@@ -117,6 +104,8 @@ class KlTerm:
     def __call__(self, model: Any) -> Float[Tensor, ""]:
         trainer = trainer_of(model)
         beta = beta_at(self.config, trainer.global_step if trainer is not None else self.config.beta_warmup_steps)
+        if self.adapter_name not in _posteriors(model):  # another adapter is active
+            return torch.zeros(())
         divergence = kl_divergence(model, adapter_name=self.adapter_name)
         log(model, f"{self.name}_divergence", divergence.detach())
         log(model, f"{self.name}_beta", beta)
@@ -124,12 +113,33 @@ class KlTerm:
         return beta * divergence
 
 
-def _posteriors(
-    model: nn.Module, adapter_name: str | None
-) -> Iterator[tuple[BayesianLoraConfig, str, list[tuple[Tensor, Tensor | None]]]]:
+def _reduce(
+    name: str, config: BayesianLoraConfig, factors: list[Factor], reduction: str | None, tokens: float | None
+) -> Float[Tensor, ""]:
+    reduction = reduction or config.kl_reduction
+    if reduction not in REDUCTIONS:
+        raise ConfigError(f"kl_reduction={reduction!r}{did_you_mean(reduction, REDUCTIONS)}")
+    tokens = config.tokens if tokens is None else tokens
+    if reduction == "elbo" and (tokens is None or tokens <= 0):
+        raise ConfigError(
+            f"adapter {name!r}: the reduction 'elbo' needs the number of tokens in the training data; set tokens="
+        )
+    entries = [gaussian_kl(mean, rho, config.prior_scale) for mean, rho in factors]
+    if reduction == "per_factor_mean":
+        return torch.stack([factor.mean() for factor in entries]).sum()
+    total = torch.stack([factor.sum() for factor in entries]).sum()
+    if reduction == "global_mean":
+        return total / sum(factor.numel() for factor in entries)
+    return total / tokens if reduction == "elbo" and tokens is not None else total
+
+
+def _posteriors(model: nn.Module) -> dict[str, tuple[BayesianLoraConfig, list[Factor]]]:
+    """Settings and factors of the active Bayesian adapters."""
     from .bayesian_layer import bayesian_layers
 
+    found: dict[str, tuple[BayesianLoraConfig, list[Factor]]] = {}
     for _, layer in bayesian_layers(model):
-        for name in layer.posteriors:
-            if name == adapter_name or (adapter_name is None and name in layer.active_adapters):
-                yield layer.posteriors[name], name, layer.factors(name)
+        for name in layer.active_adapters:
+            if name in layer.posteriors:
+                found.setdefault(name, (layer.posteriors[name], []))[1].extend(layer.factors(name))
+    return found

@@ -77,6 +77,7 @@ def inject(
         raise
     for _, layer in adapter_layers(model):
         layer.set_adapter(adapter_name)
+        layer.train(layer.get_base_layer().training)  # PEFT's layers start in training mode, whatever the model's is
     if first:
         if still_batch_norm:
             attachment.handles.append(keep_still(model))

@@ -117,11 +117,15 @@ def load_adapter(
     settings = _read_posterior(folder, tensors, posteriors)
     if settings is None:
         tensors = {name: value for name, value in tensors.items() if not name.endswith(SPREADS)}
-    _check_base(model, adapter, tensors)
+    prefix = _find_part(model, adapter, tensors)
+    tensors = {f"{prefix}{name}": value for name, value in tensors.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # keys that only another version of PEFT knows
         config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
+    if prefix:  # names are known, and patterns for a part may select more in the whole
+        config.target_modules = sorted({name.split(".lora_")[0] for name in tensors})
+        config.exclude_modules = None
     if settings is None:
         names = inject(model, config, adapter_name, nemo_file, still_batch_norm)
     else:
@@ -233,22 +237,21 @@ def _posterior_config(folder: Path, values: Mapping[str, Any]) -> BayesianLoraCo
         raise CheckpointError(f"{folder / POSTERIOR}: {error}") from error
 
 
-def _check_base(model: nn.Module, adapter: AdapterCheckpoint, tensors: Mapping[str, Tensor]) -> None:
-    """Refuses an adapter of another model before anything is changed."""
+def _find_part(model: nn.Module, adapter: AdapterCheckpoint, tensors: Mapping[str, Tensor]) -> str:
+    """What stands before the adapter's names in the model, ``""`` or for example ``"encoder."``.
+
+    Refuses an adapter of another model, before anything is changed.
+    """
     label = f"<{type(model).__name__}>"
     bound = adapter.bind(StateDictCheckpoint(plain_state_dict(model, merge=False), label))
-    modules = {name.split(".lora_")[0] for name in tensors}
-    names = {name.rpartition(".")[0] for name in bound.changes}
-    if names - modules:
-        inside = next(iter(names - modules))
-        module = next(name for name in modules if inside.endswith(f".{name}"))
-        part = inside.removesuffix(module).rstrip(".")
-        raise CheckpointError(f"{adapter.path}: was saved from the model's {part!r}; load it into that part")
     for name, value in tensors.items():
         if name.endswith(SPREADS):
             factor = f"{name.replace('lora_rho_', 'lora_')}.weight"
             if factor not in tensors or tensors[factor].shape != value.shape:
                 raise CheckpointError(f"{adapter.path}: tensor {name!r} does not have the shape of {factor!r}")
+    modules = {name.split(".lora_")[0] for name in tensors}
+    changed = next(iter(bound.changes)).rpartition(".")[0]
+    return changed.removesuffix(max((name for name in modules if changed.endswith(name)), key=len))
 
 
 def _fill(model: nn.Module, folder: Path, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:
