@@ -84,7 +84,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     folders = ["--datadir", str(folder / "data"), "--expdir", str(folder / "exp")]
     environment = {**os.environ, "PYTHON": sys.executable}
     script = str(RECIPE / "run.sh")
-    return subprocess.run([script, *folders, *arguments, *TINY], capture_output=True, text=True, env=environment)
+    return subprocess.run([script, *folders, *TINY, *arguments], capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_the_recipe(tmp_path):
     assert len(picture) < 100_000
     scores = json.loads((tmp_path / "exp" / "scores.json").read_text())
     lora = next(row for row in scores["settings"] if row["name"] == "lora")
-    assert lora["backward_gain"] in ([0, 0, 0], [pytest.approx(float("nan"), nan_ok=True)] * 3)
+    assert lora["backward_gain"] == [0, 0, 0]
     assert len(lora["seeds"]) == 2
 
     again = run(tmp_path, "--nj", "1", "merge.methods.lora_scaled.scale=[0.25]")
