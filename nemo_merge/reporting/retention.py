@@ -67,6 +67,13 @@ def write_results(
             "without such a setting, the one that learns the new domain best."
         ),
         f"![New-domain error rate against old-domain error rate]({picture.name})",
+        "## Lost at the same gain",
+        _level_table(scores, labels),
+        (
+            "Old-domain error rate (macro) where the new-domain error rate is that of the column: on a straight line "
+            "between the two nearest settings of the method, where LoRA and full fine-tuning as they are count as "
+            "settings of what starts from them. Mean over the seeds, and least and largest."
+        ),
         "## Every setting",
         _full_table(scores, labels),
         (
@@ -146,6 +153,14 @@ def _main_table(
             measures[1:] = ["", "", ""]
         cells.append([_label(row, labels), *rates, *measures])
     return table(header, cells)
+
+
+def _level_table(scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]]) -> str:
+    def shown(value: Sequence[float] | None) -> str:
+        return "" if value is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * item for item in value))
+
+    header = ["method", *(f"old domains, new at {percent(level)}" for level in scores["levels"])]
+    return table(header, [[labels[name][0], *map(shown, values)] for name, values in scores["at_level"].items()])
 
 
 def _full_table(scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]]) -> str:

@@ -65,6 +65,8 @@ def score(context: Context) -> None:
         }
         table["settings"].append(row)
         context.say(f"{setting.name}: source {100 * row['source'][0]:.1f} %, target {100 * row['target'][0]:.1f} %")
+    table["levels"] = list(config["score"]["levels"])
+    table["at_level"] = at_levels(compared, {row["name"]: row["seeds"] for row in table["settings"]}, config["score"])
     (context.expdir / "scores.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
@@ -87,6 +89,41 @@ def chosen(
         near = [name for name in own if dev[name][1] <= allowed]
         best.add(min(near, key=lambda name: dev[name][0]) if near else min(own, key=lambda name: dev[name][1]))
     return best
+
+
+def at_levels(
+    compared: Sequence[Setting], rates: Mapping[str, Sequence[tuple[float, float]]], options: Mapping[str, Any]
+) -> dict[str, list[list[float] | None]]:
+    """Source error rate of every method where its target error rate is at a given level.
+
+    A method's settings, and what it starts from, make a curve; between two of its points it is taken as straight.
+
+    Args:
+        compared: all settings.
+        rates: source and target error rates of every seed, by the setting's name.
+        options: ``levels``, target error rates; ``reference``, what methods that hold an adapter back start from.
+
+    Returns:
+        For every method with a parameter, by level: mean, least and largest over the seeds; None where the curve of a
+        seed does not reach the level.
+    """
+    found: dict[str, list[list[float] | None]] = {}
+    for method in {setting.method: None for setting in compared if setting.value is not None}:
+        own = [setting for setting in compared if setting.method == method]
+        names = {own[0].of.name if own[0].of else options["reference"], *(setting.name for setting in own)}
+        found[method] = []
+        for level in options["levels"]:
+            values = [_at(level, [rates[name][seed] for name in names]) for seed in range(len(rates[own[0].name]))]
+            reached = [value for value in values if value is not None]
+            spread = [sum(reached) / len(values), min(reached), max(reached)] if len(reached) == len(values) else None
+            found[method].append(spread)
+    return found
+
+
+def _at(level: float, points: Sequence[tuple[float, float]]) -> float | None:
+    """Source error rate at a target error rate, on the line through ``(source, target)`` points."""
+    source, target = zip(*sorted(points, key=lambda point: point[1]), strict=True)
+    return float(np.interp(level, target, source)) if target[0] <= level <= target[-1] else None
 
 
 def write_report(context: Context) -> None:

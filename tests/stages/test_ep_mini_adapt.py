@@ -15,7 +15,7 @@ from nemo_merge.corpora.mini import NOTICE
 from nemo_merge.errors import ConfigError
 from nemo_merge.stages.__main__ import _settings
 from nemo_merge.stages.adaptation import Setting, fine_tuned, scalings, settings
-from nemo_merge.stages.retention import chosen
+from nemo_merge.stages.retention import at_levels, chosen
 from nemo_merge.training.fine_tune import FineTuningJob
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ep_mini_adapt"
@@ -78,6 +78,22 @@ def test_the_chosen_setting_forgets_least_among_those_that_learn_enough():
     }
     assert chosen(compared, dev, "lora", 0.1) == {"lora", "bayes-2", "stiff-9"}
     assert chosen(compared, dev, "lora", 2.5) == {"lora", "bayes-3", "stiff-9"}
+
+
+def test_methods_are_compared_at_the_same_target_error_rate():
+    lora = Setting("lora", None, {})
+    compared = [lora, Setting("bayes", 1, {}), Setting("bayes", 2, {}), Setting("scaled", 0.5, {}, of=lora)]
+    rates = {  # source, target of two seeds
+        "lora": [(0.5, 0.05), (0.4, 0.05)],
+        "bayes-1": [(0.3, 0.15), (0.3, 0.15)],
+        "bayes-2": [(0.1, 0.35), (0.1, 0.35)],
+        "scaled-0.5": [(0.2, 0.15), (0.2, 0.12)],
+    }
+    found = at_levels(compared, rates, {"reference": "lora", "levels": [0.10, 0.15, 0.25]})
+    assert found["bayes"][0] == pytest.approx([0.375, 0.35, 0.4])
+    assert found["bayes"][2] == pytest.approx([0.2, 0.2, 0.2])
+    assert found["scaled"][1:] == [None, None]  # the second seed's curve ends before
+    assert "lora" not in found
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
