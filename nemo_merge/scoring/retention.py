@@ -4,9 +4,9 @@ The measures are quotients and differences of error rates over *source* sets, th
 over a *target* set, the new domain. A mean over sets is *macro* where every set counts alike, and *micro* where every
 reference word does.
 
-Ugan, Pham and Waibel (ICASSP 2026, arXiv 2510.18723) speak of the backward gain of one adaptation over another without a
-formula; the definitions here agree with what they claim: a gain of 0.54 means that the error rate on the old domains is
-54 % below the one after plain LoRA.
+Ugan, Pham and Waibel (ICASSP 2026, arXiv 2510.18723) speak of the backward gain of one adaptation over another without
+a formula; the definitions here agree with what they claim: a gain of 0.54 means that the error rate on the old domains
+is 54 % below the one after plain LoRA.
 """
 
 from __future__ import annotations
