@@ -95,27 +95,33 @@ def write_results(
 def draw_trade_off(
     path: Path, scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]], target: str, notice: str
 ) -> None:
-    """New-domain against old-domain error rate: one line per method, seeds as small marks; best is the lower left."""
+    """New-domain against old-domain error rate: one line per method, seeds as small marks; best is the lower left.
+
+    A line begins at what its method starts from: plain LoRA, or the model that is scaled.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9.5, 5.6), layout="constrained")
-    methods = list(dict.fromkeys(row["method"] for row in scores["settings"]))
-    for index, method in enumerate(methods):
-        rows = [row for row in scores["settings"] if row["method"] == method]
+    everything: Sequence[Row] = scores["settings"]
+    for index, method in enumerate(dict.fromkeys(row["method"] for row in everything)):
+        rows = [row for row in everything if row["method"] == method]
         colour, mark = pyplot.colormaps["tab10"](index % 10), "osD^vPX<>*"[index % 10]
-        points = [(100 * row["target"][0], 100 * row["source"][0]) for row in rows]
+        points = [_place(row) for row in rows]
         label, symbol = labels[method]
-        axes.plot(*zip(*points, strict=True), color=colour, marker=mark, ms=6, lw=1.3, label=label, zorder=3)
+        start = [_place(row) for row in everything if row["name"] == rows[0]["origin"]]
+        axes.plot(*zip(*start, *points, strict=True), color=colour, lw=1.2, zorder=2)
+        axes.plot(*zip(*points, strict=True), color=colour, marker=mark, ms=6, lw=0, label=label, zorder=3)
         seeds = [(100 * new, 100 * old) for row in rows for old, new in row["seeds"]]
         axes.plot(*zip(*seeds, strict=True), color=colour, marker=mark, ms=2.5, lw=0, alpha=0.45, zorder=2)
         for row, point in zip(rows, points, strict=True):
             if row["value"] is not None:
                 text = f"{symbol}={row['value']:g}"
-                axes.annotate(text, point, xytext=(4, 4), textcoords="offset points", fontsize=6, color=colour)
-    old, new = 100 * scores["base"]["source"][0], 100 * scores["base"]["target"][0]
+                place = (4, 4 if index % 2 else -9)  # two methods may be in the same place
+                axes.annotate(text, point, xytext=place, textcoords="offset points", fontsize=6, color=colour)
+    new, old = _place(scores["base"])
     axes.axhline(old, color="#9aa0a6", lw=1, ls="--", zorder=1)
     axes.plot([new], [old], color="black", marker="*", ms=11, lw=0, label="base", zorder=4)
     axes.set_xscale("log")
@@ -129,6 +135,11 @@ def draw_trade_off(
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+def _place(row: Row) -> tuple[float, float]:
+    """Where a system is in the picture: new-domain and old-domain error rate in per cent."""
+    return 100 * row["target"][0], 100 * row["source"][0]
 
 
 def _main_table(

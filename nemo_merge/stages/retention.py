@@ -56,6 +56,7 @@ def score(context: Context) -> None:
             "name": setting.name,
             "method": setting.method,
             "value": setting.value,
+            "origin": origin(setting, reference),
             "chosen": setting.name in best,
             "dev": dev[setting.name],
             **_alone(heard, _repeated(base["test"], len(config["seeds"]))),
@@ -110,7 +111,7 @@ def at_levels(
     found: dict[str, list[list[float] | None]] = {}
     for method in {setting.method: None for setting in compared if setting.value is not None}:
         own = [setting for setting in compared if setting.method == method]
-        names = {own[0].of.name if own[0].of else options["reference"], *(setting.name for setting in own)}
+        names = [*filter(None, [origin(own[0], options["reference"])]), *(setting.name for setting in own)]
         found[method] = []
         for level in options["levels"]:
             values = [_at(level, [rates[name][seed] for name in names]) for seed in range(len(rates[own[0].name]))]
@@ -118,6 +119,13 @@ def at_levels(
             spread = [sum(reached) / len(values), min(reached), max(reached)] if len(reached) == len(values) else None
             found[method].append(spread)
     return found
+
+
+def origin(setting: Setting, reference: str) -> str | None:
+    """The setting that a method's curve starts from: what is scaled, or the reference that is held back."""
+    if setting.value is None:
+        return None
+    return setting.of.name if setting.of else reference
 
 
 def _at(level: float, points: Sequence[tuple[float, float]]) -> float | None:

@@ -29,6 +29,7 @@ TINY = [
     "fine_tune.methods.l2_sp.sweep={regulariser.gamma:[0.01]}",
     "fine_tune.methods.ewc.sweep={regulariser.gamma:[0.01]}",
     "fine_tune.methods.bayesian_lora.sweep={adapter.beta:[0.001,0.01]}",
+    "fine_tune.methods.bayesian_lora_wide.sweep={adapter.beta:[0.01]}",
     "merge.methods.lora_scaled.scale=[0.5]", "merge.methods.full_scaled.scale=[0.5]",
 ]  # fmt: skip
 
