@@ -26,7 +26,6 @@ def write_results(
     labels: Mapping[str, tuple[str, str]],
     seeds: int,
     tolerance: float,
-    stage_seconds: Mapping[str, float],
 ) -> list[Path]:
     """Writes ``RESULTS.md`` and ``trade_off.png`` and returns their paths.
 
@@ -41,7 +40,6 @@ def write_results(
         labels: how each method is shown, and the symbol of the parameter that it sweeps.
         seeds: number of runs of every setting.
         tolerance: target error rate above the reference's that a chosen setting may have, as a share.
-        stage_seconds: wall-clock seconds of every stage.
     """
     picture = folder / "trade_off.png"
     draw_trade_off(picture, scores, labels, target, notice)
@@ -60,7 +58,8 @@ def write_results(
             f"{', '.join(source.values())}; *macro* counts the sets alike, *micro* their words. *Forgetting*: points "
             f"above the base. *Backward gain*: share of the old-domain error rate of {reference} that is avoided; "
             f"*drop*: new-domain error rate above that of {reference}, as a share; *forgetting avoided*: as a share "
-            f"of that of {reference} (all macro). In brackets: 95 % bootstrap intervals over utterances, the same ones "
+            f"of that of {reference} (all macro). *Scaled*: base + c (fine-tuned - base), as Speech-FT does (arXiv "
+            "2502.12672). In brackets: 95 % bootstrap intervals over utterances, the same ones "
             "for all systems; they do not contain the differences between seeds, which the next table shows. Where a "
             "method has a parameter, the row is the setting that forgets least on the development sets among those "
             f"whose new-domain error rate there is at most {100 * tolerance:.0f} % (relative) above {reference}'s; "
@@ -68,7 +67,9 @@ def write_results(
         ),
         f"![New-domain error rate against old-domain error rate]({picture.name})",
         "## Lost at the same gain",
+        "<!-- --8<-- [start:levels] -->",
         _level_table(scores, labels),
+        "<!-- --8<-- [end:levels] -->",
         (
             "Old-domain error rate (macro) where the new-domain error rate is that of the column: on a straight line "
             "between the two nearest settings of the method, where LoRA and full fine-tuning as they are count as "
@@ -85,7 +86,6 @@ def write_results(
         _set_table(scores, labels, {**source, **{_target_name(scores, source): target}}),
         "## Environment",
         table(["", ""], [[key, value] for key, value in environment().items()]),
-        "Seconds by stage: " + ", ".join(f"{name} {value:.0f}" for name, value in stage_seconds.items()) + ".",
     ]
     results = folder / "RESULTS.md"
     results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

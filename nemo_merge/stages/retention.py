@@ -15,7 +15,7 @@ from ..scoring.error_rates import ErrorCounts, sum_counts, word_errors
 from ..scoring.retention import bootstrap_measure, mean_rate, relative_change
 from ..training.decode import read_hypotheses
 from .adaptation import Setting, adapted_path, evaluated, settings, tuned_path
-from .engine import Context, seconds_of
+from .engine import Context
 from .models import model_path
 from .weights import change_of, small_factors
 
@@ -148,7 +148,6 @@ def write_report(context: Context) -> None:
         labels={**_labels(config["fine_tune"]), **_labels(config["merge"])},
         seeds=len(config["seeds"]),
         tolerance=config["score"]["tolerance"],
-        stage_seconds=seconds_of(context),
     )
     for path in made:
         context.say(f"wrote {path}")
