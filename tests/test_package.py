@@ -74,9 +74,9 @@ LAYERS = {
         "__init__",
     },
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "__init__"},
-    "training": {"errors"},
+    "training": {"errors", "checkpoints", "adapters", "__init__"},
     "adapters": {"errors", "checkpoints", "low_rank"},
-    "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting"},
+    "cli": {"errors", "tensors", "methods", "checkpoints", "merging", "reporting", "training"},
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
 }
 WITHOUT_NEMO = ("methods", "linalg", "low_rank", "tensors", "vocabulary", "scoring", "checkpoints", "merging", "cli")

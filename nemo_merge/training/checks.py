@@ -176,6 +176,9 @@ def _schedule(job: FineTuningJob) -> Iterator[str]:
     for key in ("input_cfg", "manifest_filepath", "cuts_path", "shar_path", "seed", "shard_seed"):
         if key in job.loader:
             yield f"loader: {key} is set by train and seed"
+    for key in ("batch_size", "batch_duration"):
+        if key in job.loader:
+            yield f"loader: {key} is a setting of its own; write {key}: {job.loader[key]}"
 
 
 def _selection(job: FineTuningJob) -> Iterator[str]:

@@ -154,7 +154,7 @@ def fine_tune(job: FineTuningJob, report: Report | None = None) -> Outcome:
     from .feasibility import check_feasible
     from .outcome import finish
     from .regulariser_settings import add_regulariser, base_fisher
-    from .repeatable import checkpoint_callbacks, resumable_checkpoint
+    from .repeatable import checkpoint_callbacks, forget, resumable_checkpoint
     from .trainable import make_trainable
     from .validation import add_validation
 
@@ -171,11 +171,15 @@ def fine_tune(job: FineTuningJob, report: Report | None = None) -> Outcome:
     _set_augmentation(model, job.spec_augment)
     loader = _loader(job, model)
     check_feasible(model, loader, tell)
-    before = None if job.scale == 1.0 else {key: value.clone() for key, value in model.state_dict().items()}
+    partly = job.scale != 1.0 and Path(job.output).suffix == ".nemo"
+    before = {key: value.clone() for key, value in model.state_dict().items()} if partly else None
     fisher = base_fisher(job, model, tell)  # before there are adapters
     with open_dict(model.cfg):
         model.cfg.optim = OmegaConf.create(dict(job.optim))
         model.cfg.pop("optim_param_groups", None)
+    lightning.seed_everything(
+        job.seed, verbose=False
+    )  # adapters start alike whether the information was estimated or read
     make_trainable(job, model)
     add_regulariser(job, model, fisher)
     model.setup_training_data(OmegaConf.create(loader))
@@ -184,6 +188,8 @@ def fine_tune(job: FineTuningJob, report: Report | None = None) -> Outcome:
     resumed = resumable_checkpoint(job)
     if resumed is not None:
         tell(f"{name}: going on with {resumed}")
+    elif is_first_process():
+        forget(job)
     trainer.fit(model, ckpt_path=resumed)
     return finish(job, model, trainer, before, tell, write=is_first_process())
 

@@ -140,35 +140,38 @@ def _batches(model: Any, source: Source, utterances: int, labels: str) -> Iterat
     from omegaconf import OmegaConf
 
     options = {**inherited(model), "batch_size": 1, "shuffle": False, "use_bucketing": False, "force_finite": True}
-    config = OmegaConf.create(loader_config([source.input_cfg()], 0, **options))
-    loader = model._setup_dataloader_from_config(config)
-    batches = islice(iter(loader), utterances)
+    if labels == "pseudo":
+        options["pretokenize"] = False  # the transcripts come later
+    loader = model._setup_dataloader_from_config(OmegaConf.create(loader_config([source.input_cfg()], 0, **options)))
     if labels == "reference":
-        yield from batches
+        yield from islice(iter(loader), utterances)
         return
-    cuts = list(islice((cut for part in loader.sampler for cut in part), utterances))
-    audio = [cut.resample(options["sample_rate"]).load_audio()[0] for cut in cuts]
-    heard = model.transcribe(audio, batch_size=1, verbose=False)
-    for cut, item in zip(cuts, heard, strict=True):
-        if not item.text.strip():
-            continue  # nothing was heard: no label
-        relabelled = _relabelled(cut, item.text)
-        yield loader.dataset[relabelled]
+    for cut in islice((cut for batch in loader.sampler for cut in batch), utterances):
+        audio = cut.load_audio()[0]
+        heard = model.transcribe([audio], batch_size=1, verbose=False, **_prompt(model, cut))[0].text.strip()
+        if heard:
+            model.eval()  # NeMo's transcribe leaves parts in training mode
+            yield loader.dataset[_relabelled(cut, heard)]
+
+
+def _prompt(model: Any, cut: Any) -> dict[str, Any]:
+    """What a model with prompts is asked, as the manifest says."""
+    if not hasattr(model, "prompt"):
+        return {}
+    known = {**(cut.custom or {}), **(cut.supervisions[0].custom or {} if cut.supervisions else {})}
+    return {slot: known[slot] for slot in model.prompt.get_slots("user") if slot in known}
 
 
 def _relabelled(cut: Any, text: str) -> Any:
-    """A batch of one cut with another transcript."""
+    """The cut with another transcript, as a batch."""
     from lhotse import CutSet, SupervisionSegment
     from lhotse.utils import fastcopy
 
-    known = cut.supervisions[0] if cut.supervisions else None
     segment = (
-        fastcopy(known, text=text)
-        if known is not None
+        fastcopy(cut.supervisions[0], text=text)
+        if cut.supervisions
         else SupervisionSegment(cut.id, cut.recording_id, 0.0, cut.duration, text=text)
     )
-    if segment.has_custom("tokens"):
-        segment.custom = {key: value for key, value in segment.custom.items() if key != "tokens"}
     return CutSet.from_cuts([fastcopy(cut, supervisions=[segment])])
 
 

@@ -66,18 +66,22 @@ def finish(
         report: called with a line about the result.
         write: whether this is the process that writes.
     """
-    best = _take_best(job, model, trainer)
+    best = _best_checkpoint(job, trainer)
     output, steps = Path(job.output), int(trainer.global_step)
-    made = record(job, steps, best)
+    value = None if best is None else float(best.best_model_score)
+    made = record(job, steps, value)
     if write:
+        if best is not None:
+            _load(model, best.best_model_path)
+        model.cpu()
         if output.suffix == ".nemo":
             _write_model(job, model, before, made)
         else:
             _write_adapter(job, model, made)
         _remove_checkpoints(job)
-        chosen = "" if best is None else f", {job.select} {best:.4f}"
+        chosen = "" if value is None else f", {job.select} {value:.4f}"
         report(f"{output.name}: {steps} steps{chosen}; written to {output}")
-    return Outcome(output, steps, best, made)
+    return Outcome(output, steps, value, made)
 
 
 def record(job: FineTuningJob, steps: int, best: float | None) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def record(job: FineTuningJob, steps: int, best: float | None) -> dict[str, Any]
     with open_checkpoint(job.base) as base:
         origin: dict[str, Any] = {"path": str(job.base), "sha256": base.sha256()}
         if base.metadata.provenance:
-            origin["made_by"] = dict(base.metadata.provenance)
+            origin["record"] = {key: value for key, value in base.metadata.provenance.items() if key != "decisions"}
     defaults = {item.name: _default(item) for item in dataclasses.fields(job)}
     chosen = {key: value for key, value in dataclasses.asdict(job).items() if key not in _NOT_RECORDED}
     sets = {name: read_source(value, name).record() for name, value in job.validation.items()}
@@ -105,35 +109,30 @@ def record(job: FineTuningJob, steps: int, best: float | None) -> dict[str, Any]
     return json.loads(json.dumps(made, default=str))
 
 
-def _take_best(job: FineTuningJob, model: Any, trainer: Any) -> float | None:
-    """Puts the best weights into the model; their value, or None where the last ones count."""
-    import torch
+def _best_checkpoint(job: FineTuningJob, trainer: Any) -> Any | None:
+    """The callback that knows the best weights; None where the last ones count."""
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    callback = next(
-        (
-            item
-            for item in trainer.checkpoint_callbacks
-            if isinstance(item, ModelCheckpoint) and item.monitor is not None and item.monitor == monitored(job)
-        ),
-        None,
-    )
-    if callback is None or not callback.best_model_path:
-        return None
-    state = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+    for item in trainer.checkpoint_callbacks:
+        if isinstance(item, ModelCheckpoint) and item.monitor and item.monitor == monitored(job):
+            return item if item.best_model_path else None
+    return None
+
+
+def _load(model: Any, checkpoint: str) -> None:
+    """Puts the weights of a checkpoint of training into the model; what it lacks did not change."""
+    import torch
+
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     model.load_state_dict(state, strict=False)
-    assert callback.best_model_score is not None
-    return float(callback.best_model_score)
 
 
 def _write_model(job: FineTuningJob, model: Any, before: Mapping[str, Tensor] | None, made: Mapping[str, Any]) -> None:
     from omegaconf import open_dict
 
-    from .. import adapters
+    from .. import adapters, merge_state_dicts
     from ..checkpoints._nemo_config import PROVENANCE_KEY
-    from ..merging import merge_state_dicts
 
-    model.cpu()
     if job.trains_adapter:
         adapters.merge_adapter(model)
     if before is not None:  # running statistics go part of the way, too

@@ -26,6 +26,7 @@ def fingerprint(job: FineTuningJob) -> str:
     settings = {key: value for key, value in dataclasses.asdict(job).items() if key not in _OWN}
     settings["processes"] = job.devices * job.num_nodes
     settings["base"] = sha256_of(Path(job.base))
+    settings["train"] = [source.record() for source in job.sources()]
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -56,6 +57,12 @@ def checkpoint_callbacks(job: FineTuningJob) -> list[Any]:
     if not callbacks or (monitor is None and job.checkpoint_every is None):
         callbacks.append(ModelCheckpoint(job.checkpoints, save_top_k=0))  # or Lightning would save by its own rules
     return callbacks
+
+
+def forget(job: FineTuningJob) -> None:
+    """Removes checkpoints of an earlier run, for one that begins anew."""
+    for path in job.checkpoints.glob("*.ckpt"):
+        path.unlink(missing_ok=True)
 
 
 def resumable_checkpoint(job: FineTuningJob) -> str | None:

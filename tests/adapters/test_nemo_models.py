@@ -174,6 +174,22 @@ def test_saving_without_the_adapter(build, tmp_path):
     assert "state_dict" not in vars(model)
 
 
+def test_groups_of_the_configuration_stay(build):
+    from omegaconf import OmegaConf, open_dict
+
+    model = build("ctc")
+    inject_bayesian_lora(model, settings(target_modules=None, rho_learning_rate=0.5))
+    model.decoder.requires_grad_(True)
+    with open_dict(model.cfg):
+        model.cfg.optim_param_groups = OmegaConf.create({"encoder": {"lr": 0.25}})
+    optimiser, _ = model.setup_optimization()
+    assert [(len(group["params"]), group["lr"]) for group in optimiser.param_groups] == [
+        (2, 1e-3),
+        (16, 0.25),
+        (8, 0.5),
+    ]
+
+
 def test_a_checkpoint_resumes(build, tmp_path):
     """Two steps and one more are the three steps of one run, to the bit, as long as nothing is drawn."""
     whole, first, second = (build("ctc") for _ in range(3))

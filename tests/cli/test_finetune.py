@@ -20,6 +20,7 @@ from nemo_merge.cli.finetune import read_job
 from nemo_merge.errors import ConfigError
 from nemo_merge.training.checks import check_job
 from nemo_merge.training.fine_tune import FineTuningJob
+from nemo_merge.training.regulariser_settings import read_regulariser
 from tests.fixtures.models import state_dict, write_nemo
 
 FOLDER = Path(__file__).parents[2] / "configs" / "train"
@@ -69,6 +70,27 @@ def test_a_file_opens_with_the_command_that_runs_it(files, name):
     assert (job.trainable in name) or (job.regulariser or {}).get("name") == name
 
 
+def test_commands_and_code_of_the_guide_are_valid(monkeypatch):
+    root = FOLDER.parents[1]
+    monkeypatch.chdir(root)
+    page = (root / "docs" / "how-to" / "fine-tune.md").read_text()
+    found = 0
+    for block in re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "finetune" in words:
+                assert read_job(words[words.index("finetune") + 1 :]).output
+                found += 1
+    assert found >= 4
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(code.split("outcome =")[0], names)
+    assert names["job"].steps == 500
+    assert read_regulariser(names["job"].regulariser)
+    for settings in re.findall(r"`regulariser=(\{.*?\})`", page):
+        assert read_regulariser(yaml.safe_load(settings))
+
+
 def test_the_full_file_lists_every_setting():
     content = yaml.safe_load((FOLDER / "full.yaml").read_text())
     assert set(content) == {item.name for item in dataclasses.fields(FineTuningJob)}
@@ -112,6 +134,7 @@ GOOD = {"base": "base.nemo", "output": "out.nemo", "train": ["train.json"], "ste
         ({"select": "wer"}, "did you mean 'val_wer'"),
         ({"patience": 3}, "patience=3 needs a value to go by"),
         ({"loader": {"shard_seed": 3}}, "loader: shard_seed is set by train and seed"),
+        ({"loader": {"batch_size": 3}}, "batch_size is a setting of its own; write batch_size: 3"),
         ({"spec_augment": "yes"}, "neither true, false nor a mapping"),
     ],
 )

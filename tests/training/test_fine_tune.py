@@ -37,7 +37,7 @@ def home(tmp_path_factory):
         context.setattr(nemo_models, "ENCODER", {**nemo_models.ENCODER, **noisy})
         context.setattr(nemo_models, "PREPROCESSOR", {**nemo_models.PREPROCESSOR, "dither": 0.01})
         nemo_models.ctc().save_to(str(folder / "ctc.nemo"))
-    for kind in ("ctc_pieces", "hybrid", "attention"):
+    for kind in ("ctc_pieces", "transducer", "hybrid", "attention"):
         (folder / kind).mkdir()
         getattr(nemo_models, kind)(folder / kind).save_to(str(folder / f"{kind}.nemo"))
     return folder
@@ -100,7 +100,7 @@ def test_only_what_is_trained_changes_and_frozen_statistics_stay(job, trainable,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ctc_pieces", "hybrid", "attention"])
+@pytest.mark.parametrize("kind", ["ctc_pieces", "transducer", "hybrid", "attention"])
 def test_every_kind_of_model_is_trained_and_validated(home, job, kind, tmp_path):
     lines = []
     one = job(
@@ -136,7 +136,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("epochs", [False, True], ids=["steps", "epochs"])
+@pytest.mark.parametrize("epochs", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["steps", "epochs"])
 def test_a_resumed_run_ends_like_one_that_was_not_interrupted(home, job, tmp_path, epochs):
     """Within an epoch and in a later one, with dropout, dither, posterior samples, accumulation and validation."""
     length = {"epochs": 3} if epochs else {"steps": 7}
@@ -242,6 +242,10 @@ def test_regularisers_hold_the_model_near_its_base(home, job, tmp_path, trainabl
             distances[name] = sum(float((output[name] - base[name]).square().sum()) for name in names)
     assert all(distance < distances["none"] for name, distance in distances.items() if name != "none")
     assert (tmp_path / "fisher.safetensors").is_file()
+    again = dataclasses.replace(one, output=str(tmp_path / "again.nemo"), regulariser=ewc)
+    fine_tune(again, lines.append)  # reads what the first run estimated
+    assert any("Fisher information from" in line for line in lines)
+    assert same(dict(open_checkpoint(tmp_path / "ewc.nemo")), dict(open_checkpoint(again.output)))
 
 
 def test_fisher_information_is_the_mean_square_of_the_gradients_of_single_utterances(home, tmp_path):
@@ -289,19 +293,32 @@ def test_fisher_information_is_the_mean_square_of_the_gradients_of_single_uttera
         load_fisher(path, "def")
 
 
-def test_pseudo_labels_need_no_transcripts(home, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ctc", "hybrid", "attention"])
+def test_pseudo_labels_are_what_the_model_hears(home, tmp_path, kind, monkeypatch):
     from nemo.collections.asr.models import ASRModel
 
     from nemo_merge.training.fisher import estimate_fisher
     from nemo_merge.training.sources import read_source
 
-    silent = write_manifest(tmp_path / "audio.json", sorted((home / "audio").glob("*.wav")))
-    model = ASRModel.restore_from(str(home / "ctc.nemo"), map_location="cpu")
-    with torch.no_grad():
-        model.decoder.decoder_layers[0].bias[-1] -= 10  # hears something, which an untrained model may not
-    fisher, count = estimate_fisher(model, read_source(silent, ""), 2, "pseudo")
-    assert count == 2
-    assert sum(float(value.sum()) for value in fisher.values()) > 0
+    heard = "o gato"
+    rows = [json.loads(line) for line in (home / "train.json").read_text().splitlines()]
+    for name, text in (("audio", "nada"), ("labelled", heard)):
+        lines = [json.dumps({**row, "text": text}) + "\n" for row in rows]
+        (tmp_path / f"{name}.json").write_text("".join(lines))
+    model = ASRModel.restore_from(str(home / f"{kind}.nemo"), map_location="cpu")
+    transcribe = model.transcribe
+    asked = []
+
+    def hear(audio, **options):  # an untrained model hears nothing that could be a label
+        asked.append(transcribe(audio, **options)[0].text)
+        return [type("Hypothesis", (), {"text": heard})]
+
+    monkeypatch.setattr(model, "transcribe", hear)
+    found, count = estimate_fisher(model, read_source(tmp_path / "audio.json", ""), 2, "pseudo")
+    wanted, _ = estimate_fisher(model, read_source(tmp_path / "labelled.json", ""), 2)
+    assert count == len(asked) == 2
+    assert same(found, wanted)
 
 
 def test_utterances_that_ctc_cannot_learn_are_counted_or_refused(home, job, tmp_path):
