@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .lora import merge_adapter as merge_adapter
     from .lora import remove_adapter as remove_adapter
     from .loss_terms import add_loss_term as add_loss_term
+    from .nemo_file import plain_state_dict as plain_state_dict
     from .optimisers import parameter_groups as parameter_groups
     from .optimisers import use_parameter_groups as use_parameter_groups
     from .storage import export_mean_adapter as export_mean_adapter
@@ -42,6 +43,7 @@ _HOMES = {
     "load_adapter": "storage",
     "merge_adapter": "lora",
     "parameter_groups": "optimisers",
+    "plain_state_dict": "nemo_file",
     "remove_adapter": "lora",
     "sampling": "bayesian_lora",
     "save_adapter": "storage",

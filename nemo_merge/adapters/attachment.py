@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MergeError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,17 +67,41 @@ def adapter_names(model: nn.Module) -> list[str]:
     return list(getattr(model, "peft_config", {}))
 
 
+def merge_layers(layers: Mapping[str, Any]) -> None:
+    """Adds the change of the active adapters to the weights of PEFT's layers, in place.
+
+    Raises:
+        MergeError: an adapter is not finite; no layer was changed.
+    """
+    for name, layer in layers.items():
+        for key, value in layer.named_parameters():
+            if "lora_" in key and not bool(value.isfinite().all()):
+                raise MergeError(f"the adapter in {name!r} holds NaN or infinite values ({key}); training has diverged")
+    for layer in layers.values():
+        if not layer.merged:
+            layer.merge(safe_merge=True)
+
+
+def adapters_of(model: nn.Module) -> list[str]:
+    """Names of a model's adapters.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not (names := adapter_names(model)):
+        raise ConfigError(
+            f"{type(model).__name__} has no adapter; give the very module that inject_lora() was called with"
+        )
+    return names
+
+
 def the_adapter(model: nn.Module, adapter_name: str | None = None) -> str:
     """The adapter that is meant: the one named, or the only active one.
 
     Raises:
         ConfigError: there is none, or several.
     """
-    names = adapter_names(model)
-    if not names:
-        raise ConfigError(
-            f"{type(model).__name__} has no adapter; give the very module that inject_lora() was called with"
-        )
+    names = adapters_of(model)
     if adapter_name is None:
         active = list(dict.fromkeys(name for _, layer in adapter_layers(model) for name in layer.active_adapters))
         if len(active) != 1:

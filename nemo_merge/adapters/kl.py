@@ -7,6 +7,7 @@ The posterior over each factor is ``N(mu, sigma^2)`` elementwise with ``sigma = 
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,13 +94,12 @@ def beta_at(config: BayesianLoraConfig, step: int) -> float:
 class KlTerm:
     """The term ``beta KL`` of the loss of one adapter, for :func:`~nemo_merge.adapters.add_loss_term`.
 
-    It is the mean over a batch's units on the other side of the sum too, so it is neither scaled by the size of the
-    batch nor by gradient accumulation.
+    The model's loss is a mean, so the term is scaled neither by the size of a batch nor by gradient accumulation.
     """
 
     def __init__(self, config: BayesianLoraConfig, adapter_name: str) -> None:
         self.config, self.adapter_name = config, adapter_name
-        self.name = "kl" if adapter_name == "default" else f"kl_{adapter_name}"
+        self.name = "kl" if adapter_name == "default" else re.sub(r"\W", "_", f"kl_{adapter_name}")
 
     def __call__(self, model: Any) -> Float[Tensor, ""]:
         trainer = trainer_of(model)

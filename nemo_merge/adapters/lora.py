@@ -10,7 +10,16 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigError, did_you_mean
-from .attachment import adapter_layers, adapter_names, attach, attachment_of, detach, the_adapter
+from .attachment import (
+    adapter_layers,
+    adapter_names,
+    adapters_of,
+    attach,
+    attachment_of,
+    detach,
+    merge_layers,
+    the_adapter,
+)
 from .batch_norm import still_batch_norm as keep_still
 from .nemo_file import PlainSaving
 from .optimisers import use_parameter_groups
@@ -73,7 +82,7 @@ def inject(
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             inject_adapter_in_model(config, model, adapter_name)
     except BaseException:
-        remove_adapter(model, adapter_name)
+        remove_adapter(model, None if first else adapter_name)
         raise
     for _, layer in adapter_layers(model):
         layer.set_adapter(adapter_name)
@@ -93,12 +102,10 @@ def merge_adapter(model: nn.Module) -> None:
 
     Raises:
         ConfigError: the model has no adapter.
-        ValueError: the merged weights are not finite; from PEFT.
+        MergeError: an adapter is not finite; the model is as it was.
     """
-    the_adapter(model, adapter_names(model)[0] if adapter_names(model) else None)
-    for _, layer in adapter_layers(model):
-        if not layer.merged:
-            layer.merge(safe_merge=True)
+    adapters_of(model)
+    merge_layers(dict(adapter_layers(model)))
     _unload(model)
 
 
@@ -108,16 +115,14 @@ def remove_adapter(model: nn.Module, adapter_name: str | None = None) -> None:
     Raises:
         ConfigError: no such adapter.
     """
-    names = adapter_names(model)
-    if adapter_name is not None and attachment_of(model) is None:
+    if adapter_name is not None:
         the_adapter(model, adapter_name)
-    if adapter_name is None or names in ([], [adapter_name]):
+    if adapter_name is None or adapter_names(model) == [adapter_name]:
         for _, layer in adapter_layers(model):
             if layer.merged:
                 layer.unmerge()
         _unload(model)
         return
-    the_adapter(model, adapter_name)
     attachment = attachment_of(model)
     if attachment is not None and (term := attachment.terms.pop(adapter_name, None)) is not None:
         term.remove()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .attachment import adapter_layers
+from .attachment import adapter_layers, merge_layers
 from .instance_method import InstanceMethod
 
 
@@ -53,15 +53,18 @@ def plain_state_dict(model: nn.Module, merge: bool, state: dict[str, Tensor] | N
         model: a model with adapters.
         merge: whether to merge.
         state: its state dict, if that is known.
+
+    Raises:
+        MergeError: an adapter is not finite.
     """
     state = model.state_dict() if state is None else state
     changed: dict[str, Tensor] = {}
     layers = dict(adapter_layers(model))
     for name, layer in layers.items():
         apart = copy.deepcopy(layer)
-        if merge and not apart.merged:
-            apart.merge(safe_merge=True)
-        elif not merge and apart.merged:
+        if merge:
+            merge_layers({name: apart})
+        elif apart.merged:
             apart.unmerge()
         changed |= {_join(name, key): value for key, value in apart.get_base_layer().state_dict().items()}
     plain: dict[str, Tensor] = OrderedDict()

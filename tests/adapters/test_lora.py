@@ -20,7 +20,7 @@ from nemo_merge.adapters import (
     still_batch_norm,
     use_parameter_groups,
 )
-from nemo_merge.errors import ConfigError
+from nemo_merge.errors import ConfigError, MergeError
 from tests.fixtures.lora import QV, Net, frames, outputs, shaken
 
 
@@ -51,6 +51,15 @@ def test_merging(options):
     assert net.state_dict().keys() == Net().state_dict().keys()
     torch.testing.assert_close(outputs(net), expected, rtol=1e-5, atol=1e-5)
     assert all(value.requires_grad for value in net.parameters())
+
+
+def test_a_broken_adapter_is_not_merged():
+    net = adapted()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.layers[1].linear_v.lora_B["default"].weight.data[0, 0] = float("nan")
+    with pytest.raises(MergeError, match=r"'layers.1.linear_v' holds NaN .*lora_B"):
+        merge_adapter(net)
+    assert sum(not torch.equal(value, before[name]) for name, value in net.state_dict().items()) == 1
 
 
 def test_what_was_frozen_before_stays_frozen():

@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from nemo_merge.adapters import StillBatchNorm, add_loss_term, inject_bayesian_lora, kl_divergence, sampling
+from nemo_merge.adapters import (
+    StillBatchNorm,
+    add_loss_term,
+    inject_bayesian_lora,
+    kl_divergence,
+    remove_adapter,
+    sampling,
+)
 from nemo_merge.errors import ConfigError
 from tests.fixtures.lora import Net, settings, shaken
 
@@ -121,6 +128,19 @@ def test_the_schedule_follows_the_optimiser_steps():
     assert seen == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
 
 
+def test_training_in_16_bits_keeps_posteriors_in_float32():
+    task = Task(rate=1e-3)
+    inject_bayesian_lora(task, settings(target_modules=["linear_q"]))
+    rho = task.net.layers[0].linear_q.lora_rho_A["default"]
+    before = rho.detach().clone()
+    fit(task, steps=3, precision="bf16-true")
+    assert {value.dtype for name, value in task.named_parameters() if "lora_" in name} == {torch.float32}
+    assert task.net.head.weight.dtype == torch.bfloat16
+    assert rho is task.net.layers[0].linear_q.lora_rho_A["default"]
+    assert (rho != before).float().mean() > 0.3  # the smallest steps are below the grid of float32 too
+    assert (rho - before).abs().max() < 0.02  # less than bfloat16 can tell apart at -5
+
+
 def test_the_callback_keeps_statistics_still_during_fit():
     task = Task().requires_grad_(False)
     task.net.head.requires_grad_(True)
@@ -147,6 +167,10 @@ def test_bad_input():
         inject_bayesian_lora(task, settings(target_modules=["linear_q"]))
     assert task.state_dict().keys() == Task().state_dict().keys()
     task = Task()
+    inject_bayesian_lora(task, settings(target_modules=["linear_q"]), "news-1")
+    assert list(vars(task)["training_step"].terms) == ["kl_news_1"]
+    remove_adapter(task, "news-1")
+    assert "training_step" not in vars(task)
     add_loss_term(task, "wrong", lambda model: torch.zeros(2))
     with pytest.raises(ConfigError, match=r"'wrong' is a tensor of shape \[2\], not a tensor with one value"):
         task.training_step(torch.zeros(1, 2, 12), 0)
