@@ -106,9 +106,11 @@ def draw_trade_off(
 
     figure, axes = pyplot.subplots(figsize=(9.5, 5.6), layout="constrained")
     everything: Sequence[Row] = scores["settings"]
-    for index, method in enumerate(dict.fromkeys(row["method"] for row in everything)):
+    methods = list(dict.fromkeys(row["method"] for row in everything))
+    colours = pyplot.colormaps["tab10" if len(methods) <= 10 else "tab20"]
+    for index, method in enumerate(methods):
         rows = [row for row in everything if row["method"] == method]
-        colour, mark = pyplot.colormaps["tab10"](index % 10), "osD^vPX<>*"[index % 10]
+        colour, mark = colours(index % colours.N), "osD^vPX<>*"[index % 10]
         points = [_place(row) for row in rows]
         label, symbol = labels[method]
         start = [_place(row) for row in everything if row["name"] == rows[0]["origin"]]

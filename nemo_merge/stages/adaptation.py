@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .. import MergeReport
 
 EVALUATED = ("dev", "test")
-SHOWN = ("label", "symbol")
+NOT_TRAINING = ("label", "symbol", "start")  # keys of a method that are no settings of its jobs
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class Setting:
         options: of the fine-tuning or the scaling.
         of: the fine-tuning that is scaled back towards the base, if it is one that is; ``value`` is then the share of
             the change that stays.
+        start: fine-tuning that nothing holds back, which a sweep begins at; the reference by default.
     """
 
     method: str
     value: float | None
     options: Mapping[str, Any]
     of: Setting | None = None
+    start: str | None = None
 
     @property
     def name(self) -> str:
@@ -70,7 +72,8 @@ def fine_tuned(config: Mapping[str, Any]) -> Iterator[Setting]:
         if not sweep:
             yield Setting(method, None, options)
         for key, values in sweep.items():
-            yield from (Setting(method, value, _with(options, key, value)) for value in values)
+            start = given.get("start")
+            yield from (Setting(method, value, _with(options, key, value), start=start) for value in values)
 
 
 def scalings(config: Mapping[str, Any]) -> Iterator[Setting]:
@@ -188,7 +191,7 @@ def hypothesis_files(context: Context) -> list[Path]:
 def _merged(common: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Common options with those of a method in their place; those of adapters only where one is trained."""
     options: Any = OmegaConf.to_container(OmegaConf.merge(common, given))
-    for key in (*SHOWN, *(() if options["trainable"] in ADAPTERS else ("adapter",))):
+    for key in (*NOT_TRAINING, *(() if options["trainable"] in ADAPTERS else ("adapter",))):
         options.pop(key, None)
     return options
 

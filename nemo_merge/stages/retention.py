@@ -125,7 +125,7 @@ def origin(setting: Setting, reference: str) -> str | None:
     """The setting that a method's curve starts from: what is scaled, or the reference that is held back."""
     if setting.value is None:
         return None
-    return setting.of.name if setting.of else reference
+    return setting.of.name if setting.of else setting.start or reference
 
 
 def _at(level: float, points: Sequence[tuple[float, float]]) -> float | None:

@@ -15,7 +15,7 @@ from nemo_merge.corpora.mini import NOTICE
 from nemo_merge.errors import ConfigError
 from nemo_merge.stages.__main__ import _settings
 from nemo_merge.stages.adaptation import Setting, fine_tuned, scalings, settings
-from nemo_merge.stages.retention import at_levels, chosen
+from nemo_merge.stages.retention import at_levels, chosen, origin
 from nemo_merge.training.fine_tune import FineTuningJob
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ep_mini_adapt"
@@ -66,6 +66,17 @@ def test_scalings_refer_to_fine_tunings(config):
     config = {**config, "merge": {"methods": {"x": {"of": "lara", "scale": [0.5]}}}}
     with pytest.raises(ConfigError, match=r"merge.methods.x.of: no fine-tuning 'lara'; did you mean 'lora'"):
         list(scalings(config))
+
+
+def test_variations_begin_at_fine_tunings_of_their_own():
+    config = _settings(RECIPE / "conf" / "variations.yaml", ())
+    found = {setting.name: setting for setting in settings(config)}
+    begins = {name: origin(setting, config["score"]["reference"]) for name, setting in found.items()}
+    assert begins["bayesian_long-0.001"] == begins["long_scaled-0.75"] == "lora_long"
+    assert begins["bayesian_lora-0.001"] == begins["lora_scaled-0.75"] == "lora"
+    assert begins["lora"] is None
+    assert set(begins.values()) - {None} <= set(found)
+    assert "start" not in found["bayesian_long-0.001"].options
 
 
 def test_the_chosen_setting_forgets_least_among_those_that_learn_enough():
