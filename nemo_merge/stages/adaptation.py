@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from ..checkpoints.adapter import MODEL as ADAPTER_WEIGHTS
 from ..errors import ConfigError, did_you_mean
 from ..training.fine_tune import ADAPTERS, FineTuningJob
 from .data import cuts_path
@@ -172,9 +171,11 @@ def adapted_path(context: Context, name: str) -> Path:
 
 def tuned_files(context: Context) -> list[Path]:
     """What stage 3 leaves."""
+    from ..checkpoints.adapter import MODEL
+
     runs = [(setting, seed) for setting in fine_tuned(context.config) for seed in context.config["seeds"]]
     outputs = [tuned_path(context, setting, setting.model(seed)) for setting, seed in runs]
-    files = [path if path.suffix == ".nemo" else path / ADAPTER_WEIGHTS for path in outputs]
+    files = [path if path.suffix == ".nemo" else path / MODEL for path in outputs]
     return [model_path(context, "base"), *files]
 
 

@@ -17,7 +17,6 @@ from ..training.decode import read_hypotheses
 from .adaptation import Setting, adapted_path, evaluated, settings, tuned_path
 from .engine import Context
 from .models import model_path
-from .weights import change_of, small_factors
 
 Utterances = Mapping[str, Sequence[ErrorCounts]]
 
@@ -221,6 +220,8 @@ def _against(heard: _Heard, reference: _Heard, base: _Heard) -> dict[str, Any]:
 
 def _change(context: Context, setting: Setting) -> dict[str, float]:
     """How far the weights moved, mean over the seeds."""
+    from ..reporting.weights import change_of, small_factors
+
     base = model_path(context, "base")
     found = []
     for seed in context.config["seeds"]:
