@@ -45,6 +45,7 @@ def write_results(
     draw_trade_off(picture, scores, labels, target, notice)
     rows = [row for row in scores["settings"] if row["chosen"]]
     reference = labels[scores["reference"]][0]
+    spoken = f"means over {seeds} seeds" if seeds > 1 else "one seed"
     parts = [
         f"# {title}",
         notice,
@@ -54,7 +55,7 @@ def write_results(
         _main_table(scores, rows, labels, target, reference),
         "<!-- --8<-- [end:results] -->",
         (
-            f"Word error rates on test sets in per cent, means over {seeds} seeds. *Old domains*: "
+            f"Word error rates on test sets in per cent, {spoken}. *Old domains*: "
             f"{', '.join(source.values())}; *macro* counts the sets alike, *micro* their words. *Forgetting*: points "
             f"above the base. *Backward gain*: share of the old-domain error rate of {reference} that is avoided; "
             f"*drop*: new-domain error rate above that of {reference}, as a share; *forgetting avoided*: as a share "
