@@ -89,7 +89,7 @@ def backward_gain(
         ValueError: the models were scored on other sets.
     """
     _check_same(model, reference)
-    return -relative_change(mean_rate(model, average), mean_rate(reference, average))
+    return 0.0 - relative_change(mean_rate(model, average), mean_rate(reference, average))
 
 
 def recovered_forgetting(
@@ -108,7 +108,7 @@ def recovered_forgetting(
         ValueError: the models were scored on other sets.
     """
     lost = forgetting(reference, base, average=average)
-    return -relative_change(forgetting(model, base, average=average), lost) if lost > 0 else math.nan
+    return 0.0 - relative_change(forgetting(model, base, average=average), lost) if lost > 0 else math.nan
 
 
 def new_domain_drop(model: ErrorCounts, reference: ErrorCounts) -> float:

@@ -5,88 +5,36 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import ConfigError, NemoMergeError, did_you_mean
-from . import data, models, results
 from .engine import NAMES, Context, Stage, describe, run
+from .recipes import RECIPES
 
-RECIPE = (
-    Stage(
-        "download",
-        "synthesise the corpus",
-        data.download,
-        options=("seed", "corpus"),
-        outputs=data.corpus_files,
-    ),
-    Stage(
-        "prepare",
-        "write Lhotse and NeMo manifests",
-        data.prepare,
-        after=("download",),
-        outputs=data.manifest_files,
-    ),
-    Stage(
-        "cuts",
-        "make and check cuts",
-        data.cuts,
-        after=("prepare",),
-        outputs=data.cut_files,
-    ),
-    Stage(
-        "train",
-        "train the base and one expert per domain",
-        models.train,
-        options=("seed", "model", "train", "domains"),
-        after=("cuts",),
-        outputs=models.model_files,
-    ),
-    Stage(
-        "merge",
-        "merge the experts by every method",
-        models.merge,
-        options=("merge", "domains"),
-        after=("train",),
-        outputs=models.merged_files,
-    ),
-    Stage(
-        "decode",
-        "transcribe the test sets with every model",
-        results.decode,
-        options=("decode",),
-        after=("cuts", "train", "merge"),
-        outputs=results.hypothesis_files,
-    ),
-    Stage(
-        "score",
-        "word error rates with confidence intervals",
-        results.score,
-        options=("score", "domains"),
-        after=("decode",),
-        outputs=results.score_files,
-    ),
-    Stage(
-        "report",
-        "write RESULTS.md, a picture and report.html",
-        results.write_report,
-        options=("title",),
-        after=("merge", "score"),
-        outputs=results.report_files,
-    ),
-)
+
+class _Command(click.Command):
+    """Shows the stages of the configuration at hand under ``--help``."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        config = ctx.params.get("config")
+        stages = describe(_stages(_settings(config, ())) if config else RECIPES["merge"])
+        formatter.write(f"\nStages (numbers and names never change their meaning):\n{stages}\n")
 
 
 @click.command(
+    cls=_Command,
     context_settings={
         "token_normalize_func": lambda token: token.replace("_", "-"),
         "help_option_names": ["-h", "--help"],
     },
-    epilog=f"\b\nStages (numbers and names never change their meaning):\n{describe(RECIPE)}\n",
 )
-@click.option("--config", required=True, type=click.Path(path_type=Path), help="Configuration of the recipe.")
+@click.option(
+    "--config", required=True, is_eager=True, type=click.Path(path_type=Path), help="Configuration of the recipe."
+)
 @click.option("--stage", type=int, default=0, show_default=True, help="First stage to run.")
 @click.option("--stop-stage", type=int, default=len(NAMES) - 1, show_default=True, help="Last stage to run.")
 @click.option("--stages", help="Names or numbers of the stages to run instead, separated by commas.")
@@ -114,27 +62,36 @@ def command(
 
     KEY=VALUE changes a setting of the configuration, for example train.experts.steps=50.
     """
-    chosen = _choose(stage, stop_stage, stages, skip_stages)
-    home = config.resolve().parent.parent
     settings = _settings(config, overrides)
+    chosen = _choose(_stages(settings), stage, stop_stage, stages, skip_stages)
+    home = config.resolve().parent.parent
     folders = (datadir or home / "data").resolve(), (expdir or home / "exp").resolve()
     context = Context(settings, *folders, jobs=nj or len(os.sched_getaffinity(0)), force=force)
     run(chosen, context, dry_run=dry_run, resume_command=_resume_command())
 
 
-def _choose(first: int, last: int, wanted: str | None, skipped: str) -> list[Stage]:
+def _stages(settings: Mapping[str, Any]) -> Sequence[Stage]:
+    """All stages of the recipe that a configuration is for."""
+    name = settings.get("recipe", "merge")
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}{did_you_mean(str(name), RECIPES)}")
+    return RECIPES[name]
+
+
+def _choose(recipe: Sequence[Stage], first: int, last: int, wanted: str | None, skipped: str) -> list[Stage]:
     if not 0 <= first <= last < len(NAMES):
         raise ConfigError(
             f"--stage {first} --stop-stage {last}: stages go from 0 to {len(NAMES) - 1}, first before last"
         )
-    leave_out = _named(skipped)
-    chosen = {stage.name for stage in RECIPE if first <= stage.number <= last} if wanted is None else _named(wanted)
-    return [stage for stage in RECIPE if stage.name in chosen - leave_out]
+    known = {stage.name for stage in recipe}
+    leave_out = _named(skipped, known)
+    in_range = {stage.name for stage in recipe if first <= stage.number <= last}
+    chosen = (in_range if wanted is None else _named(wanted, known)) - leave_out
+    return [stage for stage in recipe if stage.name in chosen]
 
 
-def _named(text: str) -> set[str]:
+def _named(text: str, known: set[str]) -> set[str]:
     """Names of the stages in a list of names and numbers."""
-    known = {stage.name for stage in RECIPE}
     names = set()
     for item in filter(None, (part.strip() for part in text.split(","))):
         name = NAMES[int(item)] if item.isdigit() and int(item) < len(NAMES) else item

@@ -16,12 +16,12 @@ from ..corpora.mini import (
     prepare_ep_mini,
     synthesise,
 )
-from ..errors import CheckpointError
+from ..errors import NemoMergeError
 from .engine import Context
 
 
-class CorpusError(CheckpointError):
-    """Data that would spoil an experiment."""
+class LeakError(NemoMergeError):
+    """Data that would spoil an experiment: what is tested was heard in training."""
 
     exit_code = 1
 
@@ -61,7 +61,7 @@ def cuts(context: Context) -> None:
             "words": sum(map(len, map(str.split, texts))),
         }
     if shared := (sentences["train"] & sentences["test"]) | (sentences["train"] & sentences["dev"]):
-        raise CorpusError(
+        raise LeakError(
             f"{len(shared)} sentences are both in training and in test or development, e.g. {min(shared)!r}"
         )
     _check_speakers(context)
@@ -102,4 +102,4 @@ def _check_speakers(context: Context) -> None:
     trained = {voice for grammar in grammars if grammar.role in ("base", "in_domain") for voice in grammar.voices}
     for grammar in grammars:
         if grammar.role == "out_of_domain" and (heard := trained & set(grammar.voices)):
-            raise CorpusError(f"{grammar.name}: its speakers {sorted(heard)} are heard in training")
+            raise LeakError(f"{grammar.name}: its speakers {sorted(heard)} are heard in training")

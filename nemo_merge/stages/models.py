@@ -16,13 +16,7 @@ from .workers import run_jobs
 def train(context: Context) -> None:
     """Stage 3: the base on the general set, then one expert per domain from it."""
     config = context.config
-    path = model_path(context, "base")
-    base = _job(context, "base", config["train"]["base"], model=config["model"])
-    if context.is_fresh("base", [path], **_depends_on(base)):
-        context.say("base: trained before")
-    else:
-        for name in run_jobs({"base": base}, context.expdir / "jobs", 1, context.say):
-            context.mark_fresh(name, **_depends_on(base))
+    path = train_base(context)
     experts = {}
     for domain in config["domains"]:
         job = _job(context, domain, {**config["train"]["experts"], "data": [domain]}, init_from=path)
@@ -32,6 +26,18 @@ def train(context: Context) -> None:
             experts[domain] = job
     for domain in run_jobs(experts, context.expdir / "jobs", context.jobs, context.say):
         context.mark_fresh(domain, **_depends_on(experts[domain]))
+
+
+def train_base(context: Context) -> Path:
+    """Trains the model that all others start from, unless that was done before, and returns its path."""
+    path = model_path(context, "base")
+    base = _job(context, "base", context.config["train"]["base"], model=context.config["model"])
+    if context.is_fresh("base", [path], **_depends_on(base)):
+        context.say("base: trained before")
+    else:
+        for name in run_jobs({"base": base}, context.expdir / "jobs", 1, context.say):
+            context.mark_fresh(name, **_depends_on(base))
+    return path
 
 
 def merge(context: Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,26 +25,26 @@ _GROUPS = {"out_of_domain": "out of domain", "variety": "variety", "language": "
 
 def decode(context: Context) -> None:
     """Stage 6: every model transcribes every test set."""
-    config = context.config
-    sets = {name: cuts_path(context, name, "test") for name in config["decode"]["sets"]}
+    sets = {name: cuts_path(context, name, "test") for name in context.config["decode"]["sets"]}
+    transcribe_all(context, _models(context), sets)
+
+
+def transcribe_all(context: Context, models: Mapping[str, Path], sets: Mapping[str, Path]) -> None:
+    """Transcribes every set, a cut manifest, with every model, unless that was done before."""
     depends_on = {"sets": {name: identity(path) for name, path in sets.items()}}
-    waiting = {}
-    for name, path in _models(context).items():
+    jobs = {}
+    for name, path in models.items():
         folder = context.expdir / "decode" / name
         files = [folder / f"{item}.jsonl" for item in sets]
         if context.is_fresh(f"decode-{name}", files, model=identity(path), **depends_on):
             context.say(f"{name}: decoded before")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-            waiting[name] = path
-    # One job per process, each with its share of the models, so that NeMo is imported once in each.
-    jobs = {}
-    for index in range(min(context.jobs, len(waiting))):
-        share = dict(list(waiting.items())[index :: context.jobs])
-        jobs[f"decode-{index}"] = DecodingJob(share, sets, context.expdir / "decode", config["decode"]["batch_size"])
-    for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say):
-        for name in jobs[job].models:
-            context.mark_fresh(f"decode-{name}", model=identity(waiting[name]), **depends_on)
+            batch_size = context.config["decode"]["batch_size"]
+            jobs[f"decode-{name}"] = DecodingJob({name: path}, sets, context.expdir / "decode", batch_size)
+    for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say, together=True):
+        (decoded,) = jobs[job].models.values()
+        context.mark_fresh(job, model=identity(decoded), **depends_on)
 
 
 def score(context: Context) -> None:

@@ -162,7 +162,7 @@ def fine_tune(job: FineTuningJob, report: Report | None = None) -> Outcome:
     torch.set_num_threads(1)
     lightning.seed_everything(job.seed, verbose=False)
     continuation = Continuation(job)
-    name = Path(job.output).stem
+    name = Path(job.output).name.removesuffix(".nemo")
     callbacks = [continuation, *checkpoint_callbacks(job), reporter(name, job.steps, tell)]
     trainer = make_trainer(callbacks, **_trainer_settings(job))
     if job.exp_manager is not None:

@@ -1,6 +1,7 @@
 """Work that needs NeMo, described by a file and done by a process of its own: ``python -m nemo_merge.training FILE``.
 
 NeMo takes ten seconds to import and much memory; a process that ends gives both back, and torchrun can start several.
+Small jobs, whose files are given together, can share a process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 REPORT_PREFIX = "[report] "
+DONE_PREFIX = "[done] "  # before the file of a job that is finished
 ERROR_PREFIX = "[error] "  # before what the user can solve; everything else is a traceback
 Report = Callable[[str], None]
 
@@ -78,3 +80,9 @@ def report(message: str) -> None:
     """Prints a line that the process which started this one shows to the user."""
     if is_first_process():
         print(f"{REPORT_PREFIX}{message}", flush=True)
+
+
+def report_done(file: str) -> None:
+    """Tells the process which started this one that a job is finished."""
+    if is_first_process():
+        print(f"{DONE_PREFIX}{file}", flush=True)

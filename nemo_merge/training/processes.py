@@ -1,11 +1,11 @@
-"""Runs a job file in a process of its own, or under torchrun in several."""
+"""Runs job files in a process of their own, or under torchrun in several."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,12 +15,16 @@ _PATIENCE = 20  # seconds for a process to end by itself
 
 
 def run_job(
-    file: Path, processes: int, say: Report, other: Callable[[str], object], errors: IO[str] | int | None = None
+    file: Path | Sequence[Path],
+    processes: int,
+    say: Report,
+    other: Callable[[str], object],
+    errors: IO[str] | int | None = None,
 ) -> int:
-    """Runs ``python -m nemo_merge.training FILE`` and passes on what it reports; ends it if this call is interrupted.
+    """Runs ``python -m nemo_merge.training FILE...``, passes on what it reports, and ends it if it is interrupted.
 
     Args:
-        file: what to do, see :func:`~nemo_merge.training.jobs.write_job`.
+        file: what to do, see :func:`~nemo_merge.training.jobs.write_job`; several are done one after the other.
         processes: how many do it together.
         say: called with what the job reports.
         other: called with every other line of its output.
@@ -29,10 +33,11 @@ def run_job(
     Returns:
         Its exit code.
     """
+    files = [file] if isinstance(file, Path) else file
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     )
-    command = [sys.executable, *launcher, "-m", "nemo_merge.training", str(file)]
+    command = [sys.executable, *launcher, "-m", "nemo_merge.training", *map(str, files)]
     # More BLAS threads than cores wait for each other by spinning, which can cost several times the work itself.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(

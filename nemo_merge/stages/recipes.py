@@ -1,0 +1,121 @@
+"""Which stages a recipe has; its configuration names the recipe."""
+
+from __future__ import annotations
+
+from . import adaptation, data, models, results, retention
+from .engine import Stage
+
+_DATA = (
+    Stage(
+        "download",
+        "synthesise the corpus",
+        data.download,
+        options=("seed", "corpus"),
+        outputs=data.corpus_files,
+    ),
+    Stage(
+        "prepare",
+        "write Lhotse and NeMo manifests",
+        data.prepare,
+        after=("download",),
+        outputs=data.manifest_files,
+    ),
+    Stage(
+        "cuts",
+        "make and check cuts",
+        data.cuts,
+        after=("prepare",),
+        outputs=data.cut_files,
+    ),
+)
+
+MERGE = (
+    *_DATA,
+    Stage(
+        "train",
+        "train the base and one expert per domain",
+        models.train,
+        options=("seed", "model", "train", "domains"),
+        after=("cuts",),
+        outputs=models.model_files,
+    ),
+    Stage(
+        "merge",
+        "merge the experts by every method",
+        models.merge,
+        options=("merge", "domains"),
+        after=("train",),
+        outputs=models.merged_files,
+    ),
+    Stage(
+        "decode",
+        "transcribe the test sets with every model",
+        results.decode,
+        options=("decode",),
+        after=("cuts", "train", "merge"),
+        outputs=results.hypothesis_files,
+    ),
+    Stage(
+        "score",
+        "word error rates with confidence intervals",
+        results.score,
+        options=("score", "domains"),
+        after=("decode",),
+        outputs=results.score_files,
+    ),
+    Stage(
+        "report",
+        "write RESULTS.md, a picture and report.html",
+        results.write_report,
+        options=("title",),
+        after=("merge", "score"),
+        outputs=results.report_files,
+    ),
+)
+
+ADAPT = (
+    *_DATA,
+    Stage(
+        "train",
+        "train the base and fine-tune it by every method",
+        adaptation.train,
+        options=("seed", "seeds", "model", "train", "target", "source", "fine_tune"),
+        after=("cuts",),
+        outputs=adaptation.tuned_files,
+    ),
+    Stage(
+        "merge",
+        "fold adapters into the base, scale changes back",
+        adaptation.scale,
+        options=("merge", "seeds"),
+        after=("train",),
+        outputs=adaptation.adapted_files,
+    ),
+    Stage(
+        "decode",
+        "transcribe development and test sets with every model",
+        adaptation.decode,
+        options=("decode",),
+        after=("cuts", "train", "merge"),
+        outputs=adaptation.hypothesis_files,
+    ),
+    Stage(
+        "score",
+        "what was learnt and what was lost",
+        retention.score,
+        options=("score",),
+        after=("decode",),
+        outputs=retention.score_files,
+    ),
+    Stage(
+        "report",
+        "write RESULTS.md and a picture",
+        retention.write_report,
+        options=("title",),
+        after=("score",),
+        outputs=retention.report_files,
+    ),
+)
+
+RECIPES = {"merge": MERGE, "adapt": ADAPT}
+"""Stages by the configuration's ``recipe``, which is ``merge`` where it says nothing."""
