@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from .merge_metrics import normalised_performance as normalised_performance
     from .merge_metrics import set_means as set_means
     from .points_of_interest import pier as pier
+    from .retention import backward_gain as backward_gain
+    from .retention import forgetting as forgetting
+    from .retention import new_domain_drop as new_domain_drop
+    from .retention import recovered_forgetting as recovered_forgetting
     from .significance import Interval as Interval
     from .significance import bootstrap_interval as bootstrap_interval
     from .significance import holm as holm
@@ -43,13 +47,16 @@ _HOMES = {
     "chrf": "translation",
     "code_mixing_index": "code_switching",
     "domain_means": "merge_metrics",
+    "forgetting": "retention",
     "holm": "significance",
     "language_retention": "merge_metrics",
     "mapsswe": "matched_pairs",
     "mixed_error_rate": "error_rates",
+    "new_domain_drop": "retention",
     "normalised_performance": "merge_metrics",
     "normaliser": "text",
     "pier": "points_of_interest",
+    "recovered_forgetting": "retention",
     "set_means": "merge_metrics",
     "switch_point_fraction": "code_switching",
     "switch_points": "code_switching",
