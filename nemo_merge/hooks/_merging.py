@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Outcome:
     output: Path
 
 
-class MergingCallback(Callback):
+class MergingCallback(Callback, ABC):
     """Base of the callbacks that write a merged model.
 
     Attributes:
@@ -98,13 +99,13 @@ class MergingCallback(Callback):
 
     # What the subclasses say.
 
+    @abstractmethod
     def sample_inputs(self, module: LightningModule) -> Inputs:
         """Base and experts to check at the start, the model in training standing for what is not there yet."""
-        raise NotImplementedError
 
+    @abstractmethod
     def needed_now(self, trainer: Trainer) -> bool:
         """Whether the last merge is still to be done at the end of training."""
-        raise NotImplementedError
 
     # When Lightning calls.
 
@@ -193,9 +194,9 @@ class MergingCallback(Callback):
             if not error.silent:
                 logger.error("%s at step %d: %s", type(self).__name__, trainer.global_step, error)
 
+    @abstractmethod
     def inputs(self, module: LightningModule, label: str) -> Inputs:
         """Base and experts of the merge that is done now."""
-        raise NotImplementedError
 
     def method_now(self) -> Method:
         """The method of the merge that is done now."""
