@@ -13,8 +13,8 @@ import click
 from ..errors import NemoMergeError
 
 _VERBS = (
-    "analyze", "emr-apply", "finetune", "inspect", "merge", "methods", "multirun", "plan", "reproduce", "score",
-    "sweep",
+    "analyze", "decode", "emr-apply", "finetune", "inspect", "merge", "methods", "multirun", "plan", "reproduce",
+    "score", "sweep",
 )  # fmt: skip
 
 

@@ -33,13 +33,15 @@ def decode(context: Context) -> None:
         if context.is_fresh(f"decode-{name}", files, model=identity(path), **depends_on):
             context.say(f"{name}: decoded before")
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            if context.force:
+                shutil.rmtree(folder, ignore_errors=True)
             waiting[name] = path
     # One job per process, each with its share of the models, so that NeMo is imported once in each.
     jobs = {}
     for index in range(min(context.jobs, len(waiting))):
         share = dict(list(waiting.items())[index :: context.jobs])
-        jobs[f"decode-{index}"] = DecodingJob(share, sets, context.expdir / "decode", config["decode"]["batch_size"])
+        output, size = context.expdir / "decode", config["decode"]["batch_size"]
+        jobs[f"decode-{index}"] = DecodingJob(share, sets, output, size, overwrite=True)
     for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say):
         for name in jobs[job].models:
             context.mark_fresh(f"decode-{name}", model=identity(waiting[name]), **depends_on)
@@ -55,7 +57,8 @@ def score(context: Context) -> None:
     }
     errors = {
         model: {
-            name: word_errors([h.text for h in found], [h.pred_text for h in found]) for name, found in by_set.items()
+            name: word_errors([h.text or "" for h in found], [h.pred_text for h in found])
+            for name, found in by_set.items()
         }
         for model, by_set in heard.items()
     }
@@ -78,7 +81,7 @@ def score(context: Context) -> None:
 
 def _significance(merges: dict[str, list[Hypothesis]], baseline: list[Hypothesis]) -> dict[str, dict[str, Any]]:
     """MAPSSWE of every merge against the baseline over all domains, corrected for the number of merges."""
-    references, theirs = [item.text for item in baseline], [item.pred_text for item in baseline]
+    references, theirs = [item.text or "" for item in baseline], [item.pred_text for item in baseline]
     tests = {name: mapsswe(references, [item.pred_text for item in mine], theirs) for name, mine in merges.items()}
     corrected = holm([test.p_value for test in tests.values()])
     return {name: {**asdict(test), "p_holm": p} for (name, test), p in zip(tests.items(), corrected, strict=True)}

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AudioError
-from .manifests import AUDIO_SUFFIXES, FORMATS, audio_file, is_cut, local_files, read_manifest, seconds_in, seconds_of
+from .manifests import (
+    AUDIO_SUFFIXES,
+    FORMATS,
+    audio_file,
+    cut_seconds,
+    is_cut,
+    local_files,
+    read_manifest,
+    seconds_in,
+    seconds_of,
+)
 
 LONGEST_PIECE = 30.0  # seconds; longer recordings are cut, because attention takes memory with the square of the length
 SHORTEST_PIECE = 0.2  # seconds; shorter ones give no more than two frames after subsampling by 8
@@ -149,7 +159,7 @@ def _manifest(path: Path) -> tuple[str, str, list[Piece]]:
         cut = is_cut(item, place)
         kinds.add("lhotse cuts" if cut else "nemo manifest")
         if cut:
-            pieces.append(Piece(0.0, seconds_in(item, "duration", place), cut=item))
+            pieces.append(Piece(0.0, cut_seconds(item, place), cut=item))
             continue
         file = audio_file(item, path)
         start = seconds_in(item, "offset", place) if item.get("offset") else 0.0

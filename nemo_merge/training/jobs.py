@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 REPORT_PREFIX = "[report] "
+PROGRESS_PREFIX = "[progress] "  # before how far it is, as JSON: shown, done, total
 ERROR_PREFIX = "[error] "  # before what the user can solve; everything else is a traceback
 Report = Callable[[str], None]
 

@@ -46,9 +46,28 @@ def is_cut(item: Mapping[str, Any], place: str) -> bool:
         AudioError: it is neither.
     """
     cut = "audio_filepath" not in item
-    if cut and not ({"id", "duration"} <= item.keys() and {"recording", "tracks"} & item.keys()):
+    if cut and not ({"id", "duration", "recording"} <= item.keys() or {"id", "tracks"} <= item.keys()):
         raise AudioError(f"{place}: neither an entry of a NeMo manifest (audio_filepath) nor a Lhotse cut with audio")
     return cut
+
+
+def cut_seconds(cut: Mapping[str, Any], place: str) -> float:
+    """Length of a Lhotse cut as plain data; a mix ends with the last of its tracks.
+
+    Raises:
+        AudioError: it is not said as a number.
+    """
+    if "tracks" not in cut:
+        return seconds_in(cut, "duration", place)
+    return max((start + seconds_in(part, "duration", place) for start, part in parts_of(cut)), default=0.0)
+
+
+def parts_of(cut: Mapping[str, Any]) -> Iterator[tuple[float, Mapping[str, Any]]]:
+    """The cuts of a mix with the seconds at which they start, or a cut itself."""
+    if "tracks" not in cut:
+        yield 0.0, cut
+    for track in cut.get("tracks", ()):
+        yield float(track.get("offset") or 0.0), track["cut"]
 
 
 def audio_file(item: Mapping[str, Any], manifest: Path) -> Path:
@@ -59,7 +78,7 @@ def audio_file(item: Mapping[str, Any], manifest: Path) -> Path:
 
 def local_files(cut: Mapping[str, Any]) -> Iterator[Path]:
     """Audio files of a Lhotse cut as plain data, also of a mix."""
-    for part in (cut, *(track.get("cut", {}) for track in cut.get("tracks", ()))):
+    for _, part in parts_of(cut):
         for source in (part.get("recording") or {}).get("sources", ()):
             if source.get("type") == "file":
                 yield Path(source["source"])
