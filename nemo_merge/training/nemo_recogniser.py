@@ -67,16 +67,18 @@ class NemoRecogniser:
         """Texts of a batch."""
         import torch
 
-        options: dict[str, Any] = {"batch_size": len(samples), "num_workers": 0, "verbose": False}
+        config = self._model.get_transcribe_config()
+        config.batch_size, config.num_workers, config.verbose = len(samples), 0, False
         if self._slots:
-            from nemo.collections.asr.models.aed_multitask_models import MultiTaskTranscriptionConfig
-
             # NeMo would cut the audio of a batch of one into pieces, and put their transcripts together.
-            own = MultiTaskTranscriptionConfig(prompt=dict(prompt), enable_chunking=False, **options)
-            options = {"override_config": own}
+            config = type(config)(**{**vars(config), "prompt": dict(prompt), "enable_chunking": False})
+        else:
+            config.pad_min_duration = (
+                0.0  # NeMo pads samples to a second, but not files, except for models with prompts
+            )
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._settings.precision)
         with torch.inference_mode(), torch.autocast(self._device.type, precision) if precision else nullcontext():
-            heard = self._model.transcribe(list(samples), **options)
+            heard = self._model.transcribe(list(samples), override_config=config)
         if isinstance(heard, tuple):  # the best hypotheses, and all of them
             heard = heard[0]
         best = [item[0] if isinstance(item, list) else item for item in heard]

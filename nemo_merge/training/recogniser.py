@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -74,23 +75,21 @@ def check_model(path: Path) -> None:
         CheckpointError: it does not exist, is damaged, or is of another kind.
         ConfigError: the library that runs it is not installed.
     """
-    from importlib.util import find_spec
-
     from ..checkpoints import open_checkpoint
 
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such model")
     if path.is_dir():
         _check_whisper(path)
-        if find_spec("transformers") is None:
+        if not _installed("transformers"):
             raise ConfigError(f"{path}: Whisper needs transformers, which is not installed; pip install transformers")
     elif path.suffix == ".nemo":
         open_checkpoint(path)
-        if find_spec("nemo") is None:
+        if not _installed("nemo"):
             raise ConfigError(f"{path}: needs NeMo, which is not installed; pip install 'nemo-merge[nemo]'")
     else:
         raise CheckpointError(f"{path}: is neither a .nemo file nor the folder of a Hugging Face Whisper")
-    if find_spec("lhotse") is None:
+    if not _installed("lhotse"):
         raise ConfigError("audio is read by Lhotse, which is not installed; pip install 'nemo-merge[lhotse]'")
 
 
@@ -145,6 +144,10 @@ def primary_language(tag: str) -> str:
         'pt'
     """
     return tag.replace("_", "-").split("-")[0].lower()
+
+
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 def _check_whisper(path: Path) -> None:

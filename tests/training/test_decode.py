@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import yaml
 
-from nemo_merge.errors import AudioError, ConfigError, OutputError
+from nemo_merge.errors import AudioError, CheckpointError, ConfigError, OutputError
 from nemo_merge.training import decoding_run
 from nemo_merge.training.batches import packed
 from nemo_merge.training.decode import DecodingJob, read_hypotheses, transcribe
@@ -71,16 +71,16 @@ def texts(found):
 
 @pytest.mark.nemo
 @pytest.mark.parametrize(
-    ("kind", "options", "text"),
+    ("kind", "options"),
     [
-        ("ctc", {}, None),
-        ("attention", {"language": "pt-PT"}, None),
-        ("hybrid", {}, None),
-        ("hybrid", {"decoder": "ctc"}, None),
-        ("hybrid", {"decoder": "ctc", "beam": 2}, None),
+        ("ctc", {}),
+        ("attention", {"language": "pt-PT"}),
+        ("hybrid", {}),
+        ("hybrid", {"decoder": "ctc"}),
+        ("hybrid", {"beam": 2}),
     ],
 )
-def test_batches_do_not_change_what_nemo_models_hear(nemo_models, clips, tmp_path, kind, options, text):
+def test_batches_do_not_change_what_nemo_models_hear(nemo_models, clips, tmp_path, kind, options):
     """What is heard is also what NeMo's own ``transcribe`` hears in the files, one by one."""
     model = nemo_models[kind]
     alone, _ = decode(model, clips, tmp_path / "alone", batch_size=1, **options)
@@ -88,7 +88,9 @@ def test_batches_do_not_change_what_nemo_models_hear(nemo_models, clips, tmp_pat
     by_seconds, _ = decode(model, clips, tmp_path / "seconds", batch_seconds=2.0, **options)
     assert texts(alone) == texts(together) == texts(by_seconds)
     assert list(alone) == [f"clip_{index:02d}" for index in range(10)]
-    assert len({*texts(alone).values()}) > 1 and all(texts(alone).values())
+    assert all(texts(alone).values())
+    if kind != "attention":  # which repeats one token, whatever it hears
+        assert len({*texts(alone).values()}) > 1
     if options in ({}, {"language": "pt-PT"}):
         from nemo.collections.asr.models import ASRModel
 
@@ -178,7 +180,8 @@ def test_channels_rates_and_mixes(tmp_path):
     np.testing.assert_allclose(load_samples(both, 16000, "mix"), (left + right) / 2, atol=1e-7)
     np.testing.assert_array_equal(load_samples(chosen, 16000, 0), right[4000:])
     half = load_samples(both, 8000, 0)
-    assert half.shape == (8000,) and np.abs(half[1000:-1000] - left[2000:-2000:2]).max() < 1e-2
+    assert half.shape == (8000,)
+    assert np.abs(half[1000:-1000] - left[2000:-2000:2]).max() < 1e-2
     with pytest.raises(AudioError, match="no channel 2"):
         load_samples(both, 16000, 2)
 
@@ -199,7 +202,7 @@ def test_mixed_cuts_and_several_supervisions(tmp_path):
 
 
 def test_a_run_that_was_killed_goes_on_with_the_same_batches(whisper, clips, tmp_path, monkeypatch):
-    whole, _ = decode(whisper, clips, tmp_path / "whole", batch_size=3, language="pt")
+    whole = decode(whisper, clips, tmp_path / "whole", batch_size=3, language="pt")[0]
     made, add = [], decoding_run.TranscriptsFile.add
 
     def add_two(self, hypotheses):
@@ -217,7 +220,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_batches(whisper, clips, tmp
     monkeypatch.setattr(
         decoding_run.TranscriptsFile, "add", lambda self, h: (made.append([item.id for item in h]), add(self, h))
     )
-    parts, _ = decode(whisper, clips, tmp_path / "parts", batch_size=3, language="pt")
+    decode(whisper, clips, tmp_path / "parts", batch_size=3, language="pt")
     assert sorted(name for batch in made for name in batch) == sorted(whole)
     assert [len(batch) for batch in made] == [3, 3, 3, 1]
     for name in ("s.jsonl", "s.yaml"):
@@ -322,7 +325,6 @@ def test_long_recordings_are_cut_where_they_are_silent(whisper, clips, tmp_path)
     parts = [soundfile.read(file, dtype="float32")[0] for file in sorted(clips.iterdir())]
     pause = np.zeros(16000, np.float32)
     soundfile.write(tmp_path / "long.wav", np.concatenate([x for part in parts for x in (part, pause)]), 16000)
-    (tmp_path / "silent.json").write_text(json.dumps({"audio_filepath": "silent.wav", "id": "silent"}))
     soundfile.write(tmp_path / "silent.wav", np.zeros(16000, np.float32), 16000)
     (tmp_path / "m.json").write_text(
         '{"id": "long", "audio_filepath": "long.wav"}\n{"id": "silent", "audio_filepath": "silent.wav"}\n'
@@ -362,11 +364,12 @@ def test_folders_that_lack_files_are_refused(whisper, tmp_path):
         folder = tmp_path / missing
         shutil.copytree(whisper, folder)
         (folder / missing).unlink()
-        with pytest.raises(Exception, match=message):
+        with pytest.raises(CheckpointError, match=message):
             check_model(folder)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(Exception, match="type 'bert'"):
-        check_model(tmp_path)
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match="type 'bert'"):
+        check_model(tmp_path / "bert")
 
 
 def test_transcribe_gives_what_it_writes(whisper, clips, tmp_path):
