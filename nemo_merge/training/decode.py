@@ -157,8 +157,8 @@ def _decode(
             run.go(found.utterances)
             skipped |= run.skipped
         if not file.known:
-            reason = next(iter(skipped.items()), ("it", "is empty"))
-            raise AudioError(f"{job.sets[key]}: no utterance can be decoded; {reason[0]}: {reason[1]}")
+            item, reason = next(iter(skipped.items()))
+            raise AudioError(f"{job.sets[key]}: no utterance can be decoded; {item}: {reason}")
         record = {"model": str(path), "data": str(job.sets[key])}
         done[key] = file.finish(order, skipped, record)
         for item, reason in list(skipped.items())[:_NAMED]:
