@@ -12,7 +12,7 @@ from .decoding_run import DecodingRun, stop_at_any
 from .jobs import Job, Report
 from .recogniser import PRECISIONS, TASKS, Recogniser, RecogniserSettings, check_model, model_digest, open_recogniser
 from .speech_activity import VadSettings
-from .transcripts_file import Hypothesis, TranscriptsFile, read_hypotheses
+from .transcripts_file import Hypothesis, TranscriptsFile, only_writer, read_hypotheses
 from .utterances import Channel, TestSet, read_test_set
 
 __all__ = ["DecodingJob", "Hypothesis", "read_hypotheses", "transcribe"]
@@ -131,8 +131,15 @@ def _decode(
     job: DecodingJob, name: str, path: Path, sets: Mapping[str, TestSet], report: Report
 ) -> dict[str, list[Hypothesis]]:
     """Runs one model over all sets."""
-    digest = model_digest(path)
     folder = Path(job.output) / name
+    with only_writer(folder):
+        return _decode_into(folder, job, name, path, sets, report)
+
+
+def _decode_into(
+    folder: Path, job: DecodingJob, name: str, path: Path, sets: Mapping[str, TestSet], report: Report
+) -> dict[str, list[Hypothesis]]:
+    digest = model_digest(path)
     made_with = {key: job._made_with(digest, found.sha256) for key, found in sets.items()}
     files = {key: TranscriptsFile(folder, key, made_with[key], replace=job.overwrite) for key in sets}
     recogniser: Recogniser | None = None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..checkpoints._work import write_whole
 from ..errors import OutputError
 
 _OPTIONAL = ("lang", "speaker", "domain", "duration", "audio_filepath", "offset", "channel", "segments")
@@ -64,6 +64,30 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
         return [_hypothesis(json.loads(line)) for line in lines]
 
 
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Makes a folder and keeps other processes out of it.
+
+    Raises:
+        OutputError: another process is at work in it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be used ({error.strerror or error})") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(f"{folder}: another process is decoding into it") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(lock)
+
+
 class TranscriptsFile:
     """``<folder>/<set>.jsonl`` in the making or complete.
 
@@ -71,7 +95,7 @@ class TranscriptsFile:
     there, ``<set>.jsonl`` and ``<set>.yaml``, which says the same, appear at once.
 
     Args:
-        folder: of the model.
+        folder: of the model; it exists.
         name: of the test set.
         made_with: digests of model and data, and settings; what another model left is never continued.
         replace: remove what was made with something else, instead of refusing it.
@@ -92,7 +116,6 @@ class TranscriptsFile:
         self._made_with = json.loads(json.dumps(made_with))
         self.known: dict[str, Hypothesis] = {}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             for path, read in ((self.path, self._finished), (self._journal, self._begun)):
                 if not path.exists():
                     continue
@@ -134,6 +157,8 @@ class TranscriptsFile:
         Returns:
             What the file holds.
         """
+        from ..checkpoints._work import write_whole  # imports torch
+
         found = [self.known[name] for name in order if name in self.known]
         said = {**record, "made_with": self._made_with, "utterances": len(found), "skipped": dict(skipped)}
         write_whole(self.note, yaml.safe_dump(said, sort_keys=False, allow_unicode=True).encode())

@@ -21,6 +21,7 @@ from nemo_merge.training.batches import packed
 from nemo_merge.training.decode import DecodingJob, read_hypotheses, transcribe
 from nemo_merge.training.jobs import write_job
 from nemo_merge.training.recogniser import check_model
+from nemo_merge.training.transcripts_file import only_writer
 from nemo_merge.training.utterances import load_samples, read_test_set
 from tests.fixtures.audio import write_audio, write_manifest
 
@@ -268,6 +269,12 @@ def test_another_model_never_continues(whisper, clips, tmp_path):
     (tmp_path / "out" / "m" / "s.yaml").unlink()
     with pytest.raises(OutputError, match="not noted"):
         decode(other, clips, tmp_path / "out", language="pt")
+
+
+def test_two_processes_do_not_write_into_one_folder(whisper, clips, tmp_path):
+    with only_writer(tmp_path / "out" / "m"), pytest.raises(OutputError, match="another process"):
+        decode(whisper, clips, tmp_path / "out")
+    assert not list((tmp_path / "out" / "m").iterdir())
 
 
 def test_what_cannot_be_decoded_is_left_out_and_tried_again(whisper, tmp_path):
