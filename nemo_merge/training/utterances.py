@@ -43,7 +43,7 @@ class Utterance:
 
     Attributes:
         id: unique in its set.
-        duration: seconds, or None for the whole file.
+        duration: seconds; None if the header of the file does not tell.
         path: audio file, if it is in one.
         offset: seconds from the beginning of the file.
         channel: of the file, if the manifest chooses one.
@@ -179,11 +179,16 @@ def _one_channel(samples: Float[np.ndarray, "channels samples"], channel: Channe
 
 
 def _of_file(file: Path, folder: Path) -> Utterance:
-    name = file.relative_to(folder).with_suffix("").as_posix()
+    return Utterance(file.relative_to(folder).with_suffix("").as_posix(), _rest_of(file, 0.0), str(file))
+
+
+def _rest_of(file: Path, offset: float) -> float | None:
+    """Seconds from an offset to the end of a file; None if there are none, of which loading says the reason."""
     try:
-        return Utterance(name, seconds_of(file), str(file))
+        seconds = seconds_of(file) - offset
     except AudioError:
-        return Utterance(name, None, str(file))  # loading says what is wrong with it
+        return None
+    return seconds if seconds > 0 else None
 
 
 def _of_entry(item: Mapping[str, Any], place: str, manifest: Path) -> Utterance:
@@ -196,10 +201,12 @@ def _of_row(item: Mapping[str, Any], place: str, manifest: Path) -> Utterance:
     channel = item.get("channel")
     if channel is not None and (isinstance(channel, bool) or not isinstance(channel, int) or channel < 0):
         raise AudioError(f"{place}: channel={channel!r} is not a number from 0 on")
+    file = audio_file(item, manifest)
+    known = item.get("duration") is not None
     return Utterance(
         name,
-        seconds_in(item, "duration", place) if item.get("duration") is not None else None,
-        str(audio_file(item, manifest)),
+        seconds_in(item, "duration", place) if known else _rest_of(file, offset),
+        str(file),
         offset,
         channel,
         text=_text(item, place),
