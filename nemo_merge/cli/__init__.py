@@ -13,8 +13,8 @@ import click
 from ..errors import NemoMergeError
 
 _VERBS = (
-    "analyze", "corpora", "download", "emr-apply", "export-nemo", "finetune", "inspect", "merge", "methods", "multirun",
-    "plan", "prepare", "report", "reproduce", "score", "sweep",
+    "analyze", "corpora", "decode", "download", "emr-apply", "export-nemo", "finetune", "inspect", "merge", "methods",
+    "multirun", "plan", "prepare", "report", "reproduce", "score", "sweep",
 )  # fmt: skip
 
 

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import ConfigError, NemoMergeError, did_you_mean
+from ..errors import ConfigError, did_you_mean
+from ._background import run_logged
 
 if TYPE_CHECKING:
     from ..training.fine_tune import FineTuningJob
-
-_TAIL = 15
-
-
-class TrainingError(NemoMergeError):
-    """A training that stopped; its log says why."""
-
-    exit_code = 1
 
 
 @click.command("finetune", context_settings={"ignore_unknown_options": True}, no_args_is_help=True)
@@ -74,7 +65,7 @@ def command(arguments: tuple[str, ...], check: bool) -> None:
             f"num_nodes={job.num_nodes}: start this command on every machine by torchrun or srun; "
             "see the how-to 'Train experts'"
         )
-    _run(job)
+    run_logged(job, "the training", click.echo)
 
 
 def read_job(arguments: Sequence[str]) -> FineTuningJob:
@@ -98,23 +89,3 @@ def read_job(arguments: Sequence[str]) -> FineTuningJob:
         plain["validation"] = {"dev": plain["validation"]}
     optional = {key: value for key, value in plain.items() if value is not None}
     return FineTuningJob(**optional)
-
-
-def _run(job: FineTuningJob) -> None:
-    """Trains in a process of its own, whose output goes to a log beside the output."""
-    from ..training.jobs import ERROR_PREFIX, write_job
-    from ..training.processes import run_job
-
-    output = Path(job.output)
-    log = output.with_name(f"{output.name}.log")
-    with tempfile.TemporaryDirectory() as folder, open(log, "w+", encoding="utf-8", errors="replace") as file:
-        code = run_job(write_job(job, Path(folder, "job.json")), job.processes, click.echo, file.write, file)
-        file.flush()
-    if not code:
-        return
-    text = log.read_text(encoding="utf-8", errors="replace")
-    _, known, message = text.rpartition(ERROR_PREFIX)
-    if known:
-        raise ConfigError(message.splitlines()[0] if job.processes > 1 else message.strip())
-    tail = "\n".join(f"  | {line}" for line in text.splitlines()[-_TAIL:])
-    raise TrainingError(f"the training stopped with exit code {code}; the end of {log}:\n{tail}")

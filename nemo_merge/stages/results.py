@@ -39,9 +39,10 @@ def transcribe_all(context: Context, models: Mapping[str, Path], sets: Mapping[s
         if context.is_fresh(f"decode-{name}", files, model=identity(path), **depends_on):
             context.say(f"{name}: decoded before")
         else:
-            shutil.rmtree(folder, ignore_errors=True)
-            batch_size = context.config["decode"]["batch_size"]
-            jobs[f"decode-{name}"] = DecodingJob({name: path}, sets, context.expdir / "decode", batch_size)
+            if context.force:
+                shutil.rmtree(folder, ignore_errors=True)
+            output, size = context.expdir / "decode", context.config["decode"]["batch_size"]
+            jobs[f"decode-{name}"] = DecodingJob({name: path}, sets, output, size, overwrite=True)
     for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say, together=True):
         (decoded,) = jobs[job].models.values()
         context.mark_fresh(job, model=identity(decoded), **depends_on)
@@ -57,7 +58,8 @@ def score(context: Context) -> None:
     }
     errors = {
         model: {
-            name: word_errors([h.text for h in found], [h.pred_text for h in found]) for name, found in by_set.items()
+            name: word_errors([h.text or "" for h in found], [h.pred_text for h in found])
+            for name, found in by_set.items()
         }
         for model, by_set in heard.items()
     }
@@ -80,7 +82,7 @@ def score(context: Context) -> None:
 
 def _significance(merges: dict[str, list[Hypothesis]], baseline: list[Hypothesis]) -> dict[str, dict[str, Any]]:
     """MAPSSWE of every merge against the baseline over all domains, corrected for the number of merges."""
-    references, theirs = [item.text for item in baseline], [item.pred_text for item in baseline]
+    references, theirs = [item.text or "" for item in baseline], [item.pred_text for item in baseline]
     tests = {name: mapsswe(references, [item.pred_text for item in mine], theirs) for name, mine in merges.items()}
     corrected = holm([test.p_value for test in tests.values()])
     return {name: {**asdict(test), "p_holm": p} for (name, test), p in zip(tests.items(), corrected, strict=True)}

@@ -173,7 +173,7 @@ def _heard(context: Context, names: Sequence[str], split: str) -> _Heard:
     def read(name: str, domain: str) -> list[ErrorCounts]:
         path = context.expdir / "decode" / name / f"{evaluated(domain, split)}.jsonl"
         heard = read_hypotheses(path)
-        return word_errors([item.text for item in heard], [item.pred_text for item in heard])
+        return word_errors([item.text or "" for item in heard], [item.pred_text for item in heard])
 
     def together(domain: str) -> list[ErrorCounts]:
         runs = [read(name, domain) for name in names]

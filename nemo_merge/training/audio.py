@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import math
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import AudioError
+from .manifests import (
+    AUDIO_SUFFIXES,
+    FORMATS,
+    audio_file,
+    cut_seconds,
+    is_cut,
+    local_files,
+    read_manifest,
+    seconds_in,
+    seconds_of,
+)
 
 LONGEST_PIECE = 30.0  # seconds; longer recordings are cut, because attention takes memory with the square of the length
 SHORTEST_PIECE = 0.2  # seconds; shorter ones give no more than two frames after subsampling by 8
 LEAST_AUDIO = 10.0  # seconds in all; 125 frames of 80 ms, from which a variance is off by some 13 %
-_AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".sph", ".m4a")
-_MANIFESTS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-_FORMATS = f"a NeMo manifest or Lhotse cuts ({', '.join(_MANIFESTS)}), a folder, or audio files ({', '.join(_AUDIO)})"
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -108,7 +114,7 @@ def read_audio(source: Source, *, seconds: float = 600.0, seed: int = 0) -> Audi
         given = sorted(map(str, source))  # sums do not depend on the order of a list
         digest, pieces = _files([Path(item) for item in given])
     else:
-        raise AudioError(f"audio: {source!r} is neither a path nor a list of paths; pass {_FORMATS}")
+        raise AudioError(f"audio: {source!r} is neither a path nor a list of paths; pass {FORMATS}")
     long_enough = [piece for piece in pieces if piece.duration >= SHORTEST_PIECE]
     total = math.fsum(piece.duration for piece in long_enough)
     if total < LEAST_AUDIO:
@@ -124,16 +130,14 @@ def read_audio(source: Source, *, seconds: float = 600.0, seed: int = 0) -> Audi
 
 def _from_path(path: Path) -> tuple[str, str, list[Piece]]:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _AUDIO and file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
         if not files:
-            raise AudioError(f"{path}: no audio in this folder (looked for {', '.join(_AUDIO)})")
+            raise AudioError(f"{path}: no audio in this folder (looked for {', '.join(AUDIO_SUFFIXES)})")
         return "folder", *_files(files, path)
     if not path.is_file():
-        raise AudioError(f"{path}: no such file or folder; audio is {_FORMATS}")
-    if path.suffix.lower() in _AUDIO:
+        raise AudioError(f"{path}: no such file or folder; audio is {FORMATS}")
+    if path.suffix.lower() in AUDIO_SUFFIXES:
         return "files", *_files([path])
-    if not path.name.lower().endswith(_MANIFESTS):
-        raise AudioError(f"{path}: of an unknown format; pass {_FORMATS}")
     return _manifest(path)
 
 
@@ -144,68 +148,25 @@ def _files(files: Sequence[Path], root: Path | None = None) -> tuple[str, list[P
         if not file.is_file():
             raise AudioError(f"{file}: no such audio file")
         listing.update(f"{file.relative_to(root) if root else file}\t{file.stat().st_size}\n".encode())
-        pieces.append(Piece(0.0, _duration(file), str(file)))
+        pieces.append(Piece(0.0, seconds_of(file), str(file)))
     return listing.hexdigest(), pieces
 
 
 def _manifest(path: Path) -> tuple[str, str, list[Piece]]:
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise AudioError(f"{path}: cannot be read ({error})") from error
+    digest, found = read_manifest(path)
     kinds, pieces = set(), []
-    for place, item in _entries(text, path):
-        cut = "audio_filepath" not in item
-        if cut and not ({"id", "duration"} <= item.keys() and {"recording", "tracks"} & item.keys()):
-            raise AudioError(
-                f"{place}: neither an entry of a NeMo manifest (audio_filepath) nor a Lhotse cut with audio"
-            )
+    for place, item in found:
+        cut = is_cut(item, place)
         kinds.add("lhotse cuts" if cut else "nemo manifest")
         if cut:
-            pieces.append(Piece(0.0, _number(item, "duration", place), cut=item))
+            pieces.append(Piece(0.0, cut_seconds(item, place), cut=item))
             continue
-        name = Path(str(item["audio_filepath"]))
-        file = name if name.is_file() or name.is_absolute() else path.parent / name  # as NeMo does
-        start = _number(item, "offset", place) if item.get("offset") else 0.0
+        file = audio_file(item, path)
+        start = seconds_in(item, "offset", place) if item.get("offset") else 0.0
         known = item.get("duration") is not None
-        duration = _number(item, "duration", place) if known else _duration(file) - start
+        duration = seconds_in(item, "duration", place) if known else seconds_of(file) - start
         pieces.append(Piece(start, duration, str(file)))
-    if not pieces:
-        raise AudioError(f"{path}: empty; it lists no audio")
-    return " and ".join(sorted(kinds)), hashlib.sha256(content).hexdigest(), pieces
-
-
-def _entries(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects of a manifest, one a line or all in one list, with the place that messages name."""
-    try:
-        if text.lstrip().startswith("["):
-            items = [(f"{path}, entry {number}", item) for number, item in enumerate(json.loads(text), 1)]
-        else:
-            lines = enumerate(text.splitlines(), 1)
-            items = [(f"{path}, line {number}", json.loads(line)) for number, line in lines if line.strip()]
-    except json.JSONDecodeError as error:
-        raise AudioError(f"{path}: not JSON ({error}); pass {_FORMATS}") from error
-    for place, item in items:
-        if not isinstance(item, dict):
-            raise AudioError(f'{place}: not an object such as {{"audio_filepath": "a.wav", "duration": 3.2}}')
-        yield place, item
-
-
-def _number(item: Mapping[str, Any], key: str, place: str) -> float:
-    value = item[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
-        raise AudioError(f"{place}: {key}={value!r} is not a number of seconds")
-    return float(value)
-
-
-def _duration(file: Path) -> float:
-    import soundfile
-
-    try:
-        return float(soundfile.info(str(file)).duration)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise AudioError(f"{file}: cannot be read as audio ({error})") from error
+    return " and ".join(sorted(kinds)), digest, pieces
 
 
 def _parts(piece: Piece) -> list[Piece]:
@@ -230,10 +191,8 @@ def _draw(pieces: Sequence[Piece], seconds: float, seed: int) -> list[Piece]:
 
 def _check_there(piece: Piece, shown: str) -> None:
     """A message now rather than after the merge."""
-    sources = piece.cut.get("recording", {}).get("sources", []) if piece.cut else []
-    local = [source["source"] for source in sources if source.get("type") == "file"]
-    for file in [piece.path] if piece.path else local:
-        if not Path(file).is_file():
+    for file in [Path(piece.path)] if piece.path else local_files(piece.cut or {}):
+        if not file.is_file():
             raise AudioError(
                 f"{shown}: names {file}, which does not exist; tarred audio must be unpacked, and relative paths count "
                 "from the manifest"

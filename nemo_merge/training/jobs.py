@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 REPORT_PREFIX = "[report] "
 DONE_PREFIX = "[done] "  # before the file of a job that is finished
+PROGRESS_PREFIX = "[progress] "  # before how far it is, as JSON: shown, done, total
 ERROR_PREFIX = "[error] "  # before what the user can solve; everything else is a traceback
 Report = Callable[[str], None]
 
