@@ -20,6 +20,9 @@ _PROBE = 10.0  # seconds
 def check_feasible(model: Any, loader: Mapping[str, Any], report: Report) -> tuple[int, int]:
     """Counts the utterances, among the first ten thousand, that are too fast for a model's CTC loss.
 
+    Transcripts that NeMo's parser of characters gives up on, such as digits in some places, would end training with a
+    traceback; they are found here too.
+
     An utterance needs a frame per token, and one more between equal neighbours. Frames are counted from the length of
     the audio and the model's frame rate, and are right to within one.
 
@@ -32,19 +35,28 @@ def check_feasible(model: Any, loader: Mapping[str, Any], report: Report) -> tup
         How many are too fast, of how many.
 
     Raises:
-        ConfigError: most of them are.
+        ConfigError: most of them are, or NeMo cannot read a transcript.
     """
     tokenize = _tokenizer(model, loader)
     if tokenize is None:
         return 0, 0
     rate = frames_per_second(model)
     bad = seen = 0
+    unreadable: list[str] = []
     for cut in islice(_cuts(loader), _MOST):
-        tokens = [token for item in cut.supervisions for token in tokenize(item.text or "", item.language)]
+        texts = [(item.text or "", tokenize(item.text or "", item.language)) for item in cut.supervisions]
+        unreadable += [text for text, tokens in texts if tokens is None]
+        tokens = [token for _, some in texts for token in some or ()]
         bad += cut.duration * rate + 1 < len(tokens) + sum(a == b for a, b in pairwise(tokens))
         seen += 1
     if not seen:
         raise ConfigError("train: holds no utterances")
+    if unreadable:
+        raise ConfigError(
+            f"train: NeMo's parser {loader.get('parser', 'en')!r} cannot read {len(unreadable)} of {seen} transcripts, "
+            f"for example {unreadable[0][:80]!r}, and training would stop there; write numbers and signs as they are "
+            "spoken, or pass loader.parser=base, which leaves out what is not among the labels"
+        )
     said = f"{bad} of {seen} utterances have fewer frames ({rate:.1f} a second) than their transcript has tokens"
     if bad > seen / 2:
         raise ConfigError(

@@ -336,6 +336,22 @@ def test_utterances_that_ctc_cannot_learn_are_counted_or_refused(home, job, tmp_
     assert not (tmp_path / "no.nemo").exists()
 
 
+def test_transcripts_that_nemo_cannot_read_are_named(home, job, tmp_path):
+    """NeMo's parser gives nothing for them, and its loader would stop with a TypeError in the middle of training."""
+    from nemo.collections.common.parts.preprocessing.parsers import make_parser
+
+    text = "press 5"
+    if make_parser(labels=list(" abcdefghijklmnopqrstuvwxyz"), name="en")(text) is not None:
+        pytest.skip("this version of NeMo's dependencies reads digits")
+    rows = [json.loads(line) for line in (home / "train.json").read_text().splitlines()]
+    rows[3]["text"] = text
+    some = tmp_path / "some.json"
+    some.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=r"cannot read 1 of 12 transcripts, for example 'press 5'.*loader.parser=base"):
+        fine_tune(job(train=[str(some)]))
+    fine_tune(job(train=[str(some)], loader={"parser": "base"}))
+
+
 def test_several_sources_and_batches_of_seconds(home, job):
     cuts = home / "cuts.jsonl.gz"
     from lhotse import CutSet, Recording, SupervisionSegment
