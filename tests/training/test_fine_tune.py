@@ -347,7 +347,9 @@ def test_transcripts_that_nemo_cannot_read_are_named(home, job, tmp_path):
     rows[3]["text"] = text
     some = tmp_path / "some.json"
     some.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ConfigError, match=r"cannot read 1 of 12 transcripts, for example 'press 5'.*loader.parser=base"):
+    with pytest.raises(
+        ConfigError, match=r"cannot read 1 of 12 transcripts, for example 'press 5'.*loader.parser=base"
+    ):
         fine_tune(job(train=[str(some)]))
     fine_tune(job(train=[str(some)], loader={"parser": "base"}))
 
