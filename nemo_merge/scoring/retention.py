@@ -22,14 +22,17 @@ from .error_rates import ErrorCounts, sum_counts
 from .significance import Interval
 
 Average = Literal["macro", "micro"]
+Rates = Mapping[str, ErrorCounts | float] | Sequence[ErrorCounts | float]
+"""What a model scored on test sets: by name, or in the order of the sets; counts of errors, or error rates as they were
+published, as fractions."""
 
 
-def mean_rate(sets: Mapping[str, ErrorCounts], average: Average = "macro") -> float:
+def mean_rate(sets: Rates, average: Average = "macro") -> float:
     """Mean error rate over test sets, a fraction.
 
     Args:
         sets: errors of a model by test set.
-        average: ``macro``: every set counts alike; ``micro``: every reference word does.
+        average: ``macro``: every set counts alike; ``micro``: every reference word does, which needs their number.
 
     Raises:
         ValueError: there is no set, one has no reference words, or the average is of another name.
@@ -38,14 +41,18 @@ def mean_rate(sets: Mapping[str, ErrorCounts], average: Average = "macro") -> fl
         raise ValueError(f"average={average!r} is neither 'macro' nor 'micro'")
     if not sets:
         raise ValueError("there is no test set to take the mean over")
-    if average == "micro":
-        return sum_counts(list(sets.values())).rate
-    return math.fsum(counts.rate for counts in sets.values()) / len(sets)
+    errors = list(_by_set(sets).values())
+    if average == "macro":
+        return math.fsum(map(_rate, errors)) / len(errors)
+    counts = [item for item in errors if isinstance(item, ErrorCounts)]
+    if len(counts) < len(errors):
+        raise ValueError("average='micro' needs counts of errors and words, not rates; pass ErrorCounts")
+    return sum_counts(counts).rate
 
 
 def forgetting(
-    model: Mapping[str, ErrorCounts],
-    base: Mapping[str, ErrorCounts],
+    model: Rates,
+    base: Rates,
     *,
     average: Average = "macro",
     relative: bool = False,
@@ -67,14 +74,12 @@ def forgetting(
     Raises:
         ValueError: the models were scored on other sets.
     """
-    _check_same(model, base)
+    _check_same(_by_set(model), _by_set(base))
     after, before = mean_rate(model, average), mean_rate(base, average)
     return relative_change(after, before) if relative else after - before
 
 
-def backward_gain(
-    model: Mapping[str, ErrorCounts], reference: Mapping[str, ErrorCounts], *, average: Average = "macro"
-) -> float:
+def backward_gain(model: Rates, reference: Rates, *, average: Average = "macro") -> float:
     """Share of the reference's error rate on the source sets that a model does not make: ``1 - WER / WER_reference``.
 
     Args:
@@ -82,20 +87,24 @@ def backward_gain(
         reference: those of another adaptation, usually plain LoRA.
         average: see :func:`mean_rate`.
 
+    Example:
+        >>> round(backward_gain([0.098, 0.136], [0.208, 0.505]), 2)  # rates of two sets, as they were published
+        0.67
+
     Returns:
         A fraction, 0 for the reference itself; negative where the model is worse; NaN if the reference makes no errors.
 
     Raises:
         ValueError: the models were scored on other sets.
     """
-    _check_same(model, reference)
+    _check_same(_by_set(model), _by_set(reference))
     return 0.0 - relative_change(mean_rate(model, average), mean_rate(reference, average))
 
 
 def recovered_forgetting(
-    model: Mapping[str, ErrorCounts],
-    reference: Mapping[str, ErrorCounts],
-    base: Mapping[str, ErrorCounts],
+    model: Rates,
+    reference: Rates,
+    base: Rates,
     *,
     average: Average = "macro",
 ) -> float:
@@ -111,7 +120,7 @@ def recovered_forgetting(
     return 0.0 - relative_change(forgetting(model, base, average=average), lost) if lost > 0 else math.nan
 
 
-def new_domain_drop(model: ErrorCounts, reference: ErrorCounts) -> float:
+def new_domain_drop(model: ErrorCounts | float, reference: ErrorCounts | float) -> float:
     """What a model pays on the target set: ``WER / WER_reference - 1``; negative where it is better than the reference.
 
     Args:
@@ -122,7 +131,7 @@ def new_domain_drop(model: ErrorCounts, reference: ErrorCounts) -> float:
         ValueError: the models were not scored on the same references.
     """
     _check_same({"the new domain": model}, {"the new domain": reference})
-    return relative_change(model.rate, reference.rate)
+    return relative_change(_rate(model), _rate(reference))
 
 
 def relative_change(value: Any, reference: Any) -> Any:
@@ -185,6 +194,14 @@ def _draws(counts: tuple[int, ...], replications: int, seed: int) -> tuple[np.nd
     return tuple(np.vstack([np.ones(times.shape[1]), times]) for times in drawn)
 
 
+def _by_set(sets: Rates) -> Mapping[str, ErrorCounts | float]:
+    return sets if isinstance(sets, Mapping) else {f"set {number}": item for number, item in enumerate(sets, 1)}
+
+
+def _rate(errors: ErrorCounts | float) -> float:
+    return errors.rate if isinstance(errors, ErrorCounts) else float(errors)
+
+
 def _column(values: Sequence[int]) -> np.ndarray:
     return np.array(values, dtype=float)
 
@@ -196,6 +213,7 @@ def _check_same(model: Mapping[str, Any], other: Mapping[str, Any]) -> None:
         lengths = [
             [item.reference_length for item in (side if isinstance(side, Sequence) else [side])]
             for side in (counts, other[name])
+            if not isinstance(side, float | int)  # a rate does not say of how many words
         ]
-        if lengths[0] != lengths[1]:
+        if lengths[1:] and lengths[0] != lengths[1]:
             raise ValueError(f"{name}: the two systems were not scored on the same utterances")

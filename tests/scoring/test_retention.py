@@ -104,3 +104,16 @@ def test_the_same_utterances_are_drawn_for_every_system():
     assert bootstrap_measure(lambda model, reference: 1 - model / reference, lora, lora) == (0, 0, 0)
     with pytest.raises(ValueError, match="not scored on the same utterances"):
         bootstrap_measure(lambda a, b: a - b, lora, {"read": utterances(0.5, 0, 199)})
+
+
+def test_rates_serve_as_well_as_counts():
+    counts = {"a": ErrorCounts(10, 0, 0, 100), "b": ErrorCounts(30, 0, 0, 60)}
+    worse = {"a": ErrorCounts(20, 0, 0, 100), "b": ErrorCounts(45, 0, 0, 60)}
+    rates, worse_rates = {"a": 0.1, "b": 0.5}, {"a": 0.2, "b": 0.75}
+    assert backward_gain(counts, worse) == backward_gain(rates, worse_rates) == backward_gain([0.1, 0.5], [0.2, 0.75])
+    assert forgetting(worse, counts) == forgetting(worse_rates, rates) == forgetting(worse_rates, counts)
+    assert new_domain_drop(0.2, 0.1) == new_domain_drop(worse["a"], counts["a"])
+    with pytest.raises(ValueError, match="average='micro' needs counts"):
+        backward_gain(rates, worse_rates, average="micro")
+    with pytest.raises(ValueError, match="scored on other sets"):
+        backward_gain([0.1], [0.2, 0.3])
