@@ -119,7 +119,7 @@ def test_commands_of_the_guide():
     page = (ROOT / "docs" / "how-to" / "prepare-corpora.md").read_text(encoding="utf-8")
     checked = []
     for block in re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             program, verb, *words = shlex.split(line, comments=True)
             if verb not in ("prepare", "download"):
                 continue
