@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import signal
 import sys
 from typing import Any
@@ -43,11 +44,19 @@ def cli() -> None:
     """Merge specialised speech-recognition models into one, without retraining."""
 
 
+def _terminate(*_: Any) -> None:
+    """Unwinds, so that temporary files are removed and processes that were started end too."""
+    torch = sys.modules.get("torch")
+    if torch is not None and getattr(torch.__spec__, "_initializing", False):
+        os._exit(143)  # its import swallows exceptions here and there; nothing has been written yet
+    sys.exit(143)
+
+
 def main() -> None:
     """Entry point of ``nemo-merge``: a problem the user can solve is one message on stderr and exit code 2."""
     # Importing torch makes very many objects that stay; looking for garbage among them takes a sixth of that time.
     gc.set_threshold(50_000, 20, 100)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that temporary files are removed
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         cli.main(standalone_mode=False)
     except NemoMergeError as error:
