@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import signal
 import sys
+from types import FrameType
 from typing import Any
 
 import click
@@ -44,11 +44,17 @@ def cli() -> None:
     """Merge specialised speech-recognition models into one, without retraining."""
 
 
-def _terminate(*_: Any) -> None:
-    """Unwinds, so that temporary files are removed and processes that were started end too."""
-    torch = sys.modules.get("torch")
-    if torch is not None and getattr(torch.__spec__, "_initializing", False):
-        os._exit(143)  # its import swallows exceptions here and there; nothing has been written yet
+def _terminate(_: int, frame: FrameType | None) -> None:
+    """Unwinds, so that temporary files are removed and processes that were started end too.
+
+    Not within an import, where Python swallows exceptions in callbacks of its module locks: then a moment later.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            signal.signal(signal.SIGALRM, _terminate)
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            return
+        frame = frame.f_back
     sys.exit(143)
 
 
