@@ -28,21 +28,34 @@ def decode(context: Context) -> None:
 
 def transcribe_all(context: Context, models: Mapping[str, Path], sets: Mapping[str, Path]) -> None:
     """Transcribes every set, a cut manifest, with every model, unless that was done before."""
-    depends_on = {"sets": {name: identity(path) for name, path in sets.items()}}
+    transcribe_each(context, {name: (path, sets) for name, path in models.items()})
+
+
+def transcribe_each(
+    context: Context, wanted: Mapping[str, tuple[Path, Mapping[str, Path]]], output: str = "decode"
+) -> None:
+    """Transcribes sets, cut manifests, with every model, unless that was done before.
+
+    Args:
+        context: of the recipe.
+        wanted: a model and the sets for it, by the model's name.
+        output: folder of experiments for the transcripts.
+    """
+    depends_on = {}
     jobs = {}
-    for name, path in models.items():
-        folder = context.expdir / "decode" / name
+    for name, (path, sets) in wanted.items():
+        folder, job = context.expdir / output / name, f"{output}-{name}"
         files = [folder / f"{item}.jsonl" for item in sets]
-        if context.is_fresh(f"decode-{name}", files, model=identity(path), **depends_on):
+        depends_on[job] = {"model": identity(path), "sets": {item: identity(cuts) for item, cuts in sets.items()}}
+        if context.is_fresh(job, files, **depends_on[job]):
             context.say(f"{name}: decoded before")
         else:
             if context.force:
                 shutil.rmtree(folder, ignore_errors=True)
-            output, size = context.expdir / "decode", context.config["decode"]["batch_size"]
-            jobs[f"decode-{name}"] = DecodingJob({name: path}, sets, output, size, overwrite=True)
+            size = context.config["decode"]["batch_size"]
+            jobs[job] = DecodingJob({name: path}, sets, folder.parent, size, overwrite=True)
     for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say, together=True):
-        (decoded,) = jobs[job].models.values()
-        context.mark_fresh(job, model=identity(decoded), **depends_on)
+        context.mark_fresh(job, **depends_on[job])
 
 
 def score(context: Context) -> None:

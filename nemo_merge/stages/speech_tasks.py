@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
@@ -52,8 +51,3 @@ def _asked(cut: Cut, task: str, place: str, pnc: bool) -> Cut:
     slots = {"source_lang": source, "target_lang": target, "task": TASKS[task], "pnc": "yes" if pnc else "no"}
     supervision = fastcopy(said, text=text, language=target, custom={**custom, **slots})
     return fastcopy(cut, supervisions=[supervision], custom={**(cut.custom or {}), **slots})
-
-
-def task_cuts_path(folder: Path, name: str, split: str) -> Path:
-    """Cut manifest of one split of a task."""
-    return folder / f"{name}_cuts_{split}.jsonl.gz"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from .engine import Context, identity
 from .models import merged_path, model_path
 from .speech_tasks import TASKS, task_cuts
 from .workers import run_jobs
+
 
 @dataclass(frozen=True)
 class Task:
@@ -49,7 +49,7 @@ class Merge:
     """One way to merge the experts of a group.
 
     Attributes:
-        group: entry of ``merge.groups``: names of the tasks whose experts are merged.
+        group: entry of ``groups``: names of the tasks whose experts are merged.
         method: entry of ``merge.methods``.
         parameters: of :func:`nemo_merge.merge`, with ``method``.
         value: of the parameter that the entry sweeps; None if it sweeps none.
@@ -90,13 +90,13 @@ def groups(config: Mapping[str, Any]) -> dict[str, list[str]]:
         ConfigError: a group names a task that is not there.
     """
     known = tasks(config)
-    found = {name: list(given["experts"]) for name, given in config["merge"]["groups"].items()}
+    found = {name: list(given["experts"]) for name, given in config["groups"].items()}
     for group, names in found.items():
         for name in names:
             if name not in known:
-                raise ConfigError(f"merge.groups.{group}: there is no task {name!r}{did_you_mean(str(name), known)}")
+                raise ConfigError(f"groups.{group}: there is no task {name!r}{did_you_mean(str(name), known)}")
         if group in known:
-            raise ConfigError(f"merge.groups.{group}: is the name of a task")
+            raise ConfigError(f"groups.{group}: is the name of a task")
     return found
 
 
@@ -113,7 +113,7 @@ def merges(config: Mapping[str, Any]) -> Iterator[Merge]:
 
 
 def trained(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The tasks that every fine-tuning of the base learns: the experts, and joint training of the groups that have it."""
+    """The tasks that every fine-tuning of the base learns: experts learn one, joint training those of a group."""
     experts = {name: [name] for name in tasks(config)}
     return {**experts, **{joint_name(group): groups(config)[group] for group in _jointly(config)}}
 
