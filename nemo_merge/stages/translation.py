@@ -142,7 +142,12 @@ def train(context: Context) -> None:
         options = config["train"]["experts" if name in config["tasks"] else "joint"]
         options = {key: value for key, value in options.items() if key != "groups"}
         jobs[name] = _fine_tuning(context, name, base, learnt, options)
-    _run(context, jobs, [base])
+    _run(
+        context,
+        jobs,
+        [base, *(task_path(context, name, "train") for name in config["tasks"])],
+        side_by_side=context.jobs,
+    )
 
 
 def _base(context: Context) -> Path:
@@ -166,8 +171,8 @@ def _base(context: Context) -> Path:
         "untrained": AttentionModelJob(untrained, model, read, config["vocabulary"], encoder, seed),
         "base": _fine_tuning(context, "base", untrained, learnt, config["fine_tune"]),
     }
-    for name, job in jobs.items():
-        _run(context, {name: job}, [*heard, *read])
+    # The last of them is the base; one process makes all, because each would import NeMo anew.
+    _run(context, jobs, [*heard, *read], side_by_side=1, in_order=True)
     return path
 
 
@@ -180,16 +185,19 @@ def _fine_tuning(
     )
 
 
-def _run(context: Context, jobs: Mapping[str, Job], files: Sequence[Path]) -> None:
-    """Runs the jobs that were not done before with the same settings and files."""
+def _run(
+    context: Context, jobs: Mapping[str, Job], files: Sequence[Path], *, side_by_side: int, in_order: bool = False
+) -> None:
+    """Runs the jobs that were not done before with the same settings and files; ``in_order``, also those after them."""
     depends_on = {"files": [identity(path) for path in files]}
-    wanted = {}
+    wanted: dict[str, Job] = {}
     for name, job in jobs.items():
-        if context.is_fresh(name, [model_path(context, name)], job=job, **depends_on):
+        fresh = context.is_fresh(name, [model_path(context, name)], job=job, **depends_on)
+        if fresh and not (in_order and wanted):
             context.say(f"{name}: trained before")
         else:
             wanted[name] = job
-    for name in run_jobs(wanted, context.expdir / "jobs", context.jobs, context.say, together=True):
+    for name in run_jobs(wanted, context.expdir / "jobs", side_by_side, context.say, together=True):
         context.mark_fresh(name, job=jobs[name], **depends_on)
 
 
