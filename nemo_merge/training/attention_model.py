@@ -40,7 +40,7 @@ class AttentionModelJob(Job):
 
 
 def make_attention_model(job: AttentionModelJob) -> Path:
-    """Makes a model and saves it; the same job gives the same file content.
+    """Makes a model and saves it; the same job gives the same weights.
 
     Returns:
         Path of the ``.nemo``.

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from nemo_merge.checkpoints import open_checkpoint
 from nemo_merge.corpora.mini import NOTICE
 from nemo_merge.errors import ConfigError
 from nemo_merge.scoring import normalised_performance
@@ -20,6 +22,7 @@ from nemo_merge.stages.__main__ import _settings
 from nemo_merge.stages.speech_tasks import task_cuts
 from nemo_merge.stages.translation import Merge, ctc_model, groups, merges, tasks, trained
 from nemo_merge.stages.translation_results import Score, chosen, recovered_gain
+from nemo_merge.training.fine_tune import FineTuningJob
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "speech_translation"
 
@@ -45,6 +48,16 @@ def test_every_task_has_an_expert_and_groups_merge_them(config):
         assert mine == {"soup", "task_arithmetic", "ties", "tsvm", "boosted_tsvm", "lors"}
     sweep = config["merge"]["methods"]["lors"]["sweep"]["scale"]
     assert [item.parameters["scale"] for item in found if item.group == "all" and item.method == "lors"] == sweep
+
+
+def test_a_canary_and_a_corpus_can_be_given():
+    config = _settings(RECIPE / "conf" / "covost2.yaml", ("train.base.given=canary.nemo",))
+    assert {task.data for task in tasks(config).values()} == set(config["corpus"]) == {"covost_pt", "covost_es"}
+    assert all(task.pnc for task in tasks(config).values())
+    for section in ("experts", "joint"):
+        options = {key: value for key, value in config["train"][section].items() if key != "groups"}
+        job = FineTuningJob("canary.nemo", "out.nemo", ["cuts.jsonl"], **options)
+        assert job.optim["sched"]["max_steps"] == job.steps
 
 
 @pytest.mark.parametrize(
@@ -169,6 +182,13 @@ def test_the_recipe(tmp_path):
     for text in (NOTICE, "Portuguese to English, BLEU", "joint training", "lors (scale", "nrefs:1", "torch"):
         assert text in results
     assert (exp / "gains.png").read_bytes().startswith(b"\x89PNG")
+    with (
+        open_checkpoint(exp / "models" / "encoder.nemo") as ctc,
+        open_checkpoint(exp / "models" / "untrained.nemo") as new,
+    ):
+        weights = [name for name in ctc if name.startswith("encoder.")]
+        assert weights
+        assert all(torch.equal(ctc[name], new[name]) for name in weights)
     scores = json.loads((exp / "scores.json").read_text())
     assert scores["sets"].keys() >= {"base", "pt", "es-en", "all-joint", "translation-soup"}
     assert "lors" in scores["chosen"]["all"]
