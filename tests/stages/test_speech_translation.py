@@ -19,9 +19,11 @@ from nemo_merge.corpora.mini import NOTICE
 from nemo_merge.errors import ConfigError
 from nemo_merge.scoring import normalised_performance
 from nemo_merge.stages.__main__ import _settings
+from nemo_merge.stages.engine import Context
 from nemo_merge.stages.speech_tasks import task_cuts
 from nemo_merge.stages.translation import Merge, ctc_model, groups, merges, tasks, trained
-from nemo_merge.stages.translation_results import Score, chosen, recovered_gain
+from nemo_merge.stages.translation_results import Score, _models, chosen, recovered_gain, score, write_report
+from nemo_merge.training.decode import Hypothesis
 from nemo_merge.training.fine_tune import FineTuningJob
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "speech_translation"
@@ -166,6 +168,46 @@ def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHON": sys.executable}
     command = [str(RECIPE / "run.sh"), "--config", str(config), "--nj", "1", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_scores_and_report_of_what_was_decoded(tmp_path):
+    """The expert of a task makes no error there, a merge of it errs in a quarter of the utterances, the rest in all."""
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("matplotlib")
+    said = {"pt": "o livro está em casa", "es": "el libro está en casa"}
+    context = Context(_settings(miniature(tmp_path), ()), tmp_path / "data", tmp_path / "exp")
+    members = groups(context.config)
+    context.expdir.mkdir()
+    (context.expdir / "chosen.json").write_text(
+        json.dumps([name for group in members for name in (f"{group}-soup", f"{group}-lors-0.5")])
+    )
+    for model in _models(context):
+        for task in tasks(context.config):
+            text = said.get(task, "the book is at home")
+            right = 20 if model == task else 15 if task in members.get(model.split("-soup")[0], ()) else 0
+            hypotheses = [Hypothesis(f"u{i}", text, text if i < right else text[:-4] + "x") for i in range(20)]
+            path = context.expdir / "decode" / model / f"{task}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(item.line() for item in hypotheses), encoding="utf-8")
+    score(context)
+    scores = json.loads((context.expdir / "scores.json").read_text())
+    assert scores["sets"]["pt"]["pt"]["wer"] == [0, 0, 0]
+    assert scores["sets"]["base"]["pt"]["wer"] == pytest.approx([0.2, 0.2, 0.2])
+    assert scores["sets"]["es-en"]["es-en"]["bleu"] == pytest.approx([100, 100, 100])
+    value, low, high = scores["sets"]["translation-soup"]["es-en"]["bleu"]
+    assert low < value < high < 100
+    gains = scores["gains"]["all"]
+    assert gains["soup"]["tasks"]["pt"] == pytest.approx(0.75)
+    assert gains["soup"]["mean"][1] < gains["soup"]["mean"][0] < gains["soup"]["mean"][2]
+    assert gains["lors"]["mean"] == gains["joint"]["mean"] == pytest.approx([0, 0, 0])
+
+    write_report(context)
+    results = (context.expdir / "RESULTS.md").read_text()
+    for text in (NOTICE, "## Across languages and tasks", "| lors (scale 0.5) |", "| joint training |", "nrefs:1"):
+        assert text in results
+    assert "| base | 20.0 [20.0, 20.0] |" in results
+    assert "**" in results.split("| soup |")[1].splitlines()[0]
+    assert (context.expdir / "gains.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
