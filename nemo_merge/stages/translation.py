@@ -197,7 +197,8 @@ def _run(
             context.say(f"{name}: trained before")
         else:
             wanted[name] = job
-    for name in run_jobs(wanted, context.expdir / "jobs", side_by_side, context.say, together=True):
+    alone = all(job.processes == 1 for job in wanted.values())  # torchrun has each of the others to itself
+    for name in run_jobs(wanted, context.expdir / "jobs", side_by_side, context.say, together=alone):
         context.mark_fresh(name, job=jobs[name], **depends_on)
 
 
