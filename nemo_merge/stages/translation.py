@@ -232,17 +232,16 @@ def merge(context: Context) -> None:
     from .. import merge as merge_checkpoints
 
     (context.expdir / "merged").mkdir(parents=True, exist_ok=True)
-    members = groups(context.config)
+    members, base = groups(context.config), base_path(context)
     for item in merges(context.config):
         experts = [model_path(context, name) for name in members[item.group]]
-        done = merge_checkpoints(
-            base_path(context),
-            experts,
-            output=merged_path(context, item.name),
-            overwrite=True,
-            workers=context.jobs,
-            **item.parameters,
-        )
+        output, part = merged_path(context, item.name), f"merge-{item.name}"
+        depends_on = {"parameters": item.parameters, "files": [identity(path) for path in (base, *experts)]}
+        if context.is_fresh(part, [output], **depends_on):
+            context.say(f"{item.name}: merged before")
+            continue
+        done = merge_checkpoints(base, experts, output=output, overwrite=True, workers=context.jobs, **item.parameters)
+        context.mark_fresh(part, **depends_on)
         context.say(str(done))
 
 
