@@ -52,8 +52,9 @@ def write_results(
         f"# {title}",
         *filter(None, [notice]),
         f"Made by `{command}`.",
-        "## Base and experts",
+        "## Word error rate and BLEU",
         "<!-- --8<-- [start:results] -->",
+        "### Base and experts",
         table(["model", *header], [[shown, *_cells(sets[name], tasks, [name])] for shown, name in trained]),
     ]
     for name, (shown, experts) in groups.items():
@@ -62,7 +63,7 @@ def write_results(
             model = scores["chosen"][name].get(label, f"{name}-{label}")
             shown_as = labels.get(model, "joint training")
             rows.append([shown_as, *_cells(sets[model], tasks, experts), _gain(gain["mean"])])
-        parts += [f"## {shown}", table(["model", *header, "recovered gain"], rows)]
+        parts += [f"### {shown}", table(["model", *header, "recovered gain"], rows)]
         if undefined := sorted({task for gain in scores["gains"][name].values() for task in gain["undefined"]}):
             parts.append(f"No gain to recover on {', '.join(tasks[task] for task in undefined)}.")
     parts += [

@@ -203,7 +203,7 @@ def test_scores_and_report_of_what_was_decoded(tmp_path):
 
     write_report(context)
     results = (context.expdir / "RESULTS.md").read_text()
-    for text in (NOTICE, "## Across languages and tasks", "| lors (scale 0.5) |", "| joint training |", "nrefs:1"):
+    for text in (NOTICE, "### Across languages and tasks", "| lors (scale 0.5) |", "| joint training |", "nrefs:1"):
         assert text in results
     assert "| base | 20.0 [20.0, 20.0] |" in results
     assert "**" in results.split("| soup |")[1].splitlines()[0]
