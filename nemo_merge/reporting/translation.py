@@ -110,11 +110,11 @@ def draw_gains(path: Path, gains: Mapping[str, Mapping[str, Any]], groups: Mappi
         )
     axes.axhline(100, color="#c5221f", linestyle="--", lw=1.2, label="each task's expert")
     axes.axhline(0, color="#444", lw=0.8)
-    axes.set_xticks(range(len(groups)), list(groups.values()))
+    axes.set_xticks(range(len(groups)), [title.replace(": ", ":\n") for title in groups.values()])
     axes.set_ylabel("recovered gain, %")
     axes.set_title(notice, fontsize=8, color="#555")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, -0.3))
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, -0.34))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
