@@ -52,13 +52,14 @@ def read_job(path: Path) -> Job:
     Raises:
         ValueError: it describes no known kind of job.
     """
+    from ..searching.job import SearchJob
     from .ctc import TrainingJob
     from .decode import DecodingJob
     from .fine_tune import FineTuningJob
     from .recalibrate import RecalibrationJob
 
     kinds: dict[str, type[Job]] = {
-        kind.kind: kind for kind in (TrainingJob, FineTuningJob, DecodingJob, RecalibrationJob)
+        kind.kind: kind for kind in (TrainingJob, FineTuningJob, DecodingJob, RecalibrationJob, SearchJob)
     }
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     kind = content.pop("kind", None)
