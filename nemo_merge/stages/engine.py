@@ -42,6 +42,7 @@ class Stage:
         options: top-level keys of the configuration that change its result.
         after: stages whose results it reads.
         outputs: files that it leaves; if one is gone, it runs again, and if one changed, the stages after it do.
+        reads: files from elsewhere that it takes, such as models that the user has; if one changed, it runs again.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Stage:
     options: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     outputs: Callable[[Context], Sequence[Path]] = lambda context: ()
+    reads: Callable[[Context], Sequence[Path]] = lambda context: ()
 
     @property
     def number(self) -> int:
@@ -176,6 +178,9 @@ def _resume(stage: Stage, command: str) -> str:
 def _preflight(stages: Sequence[Stage], context: Context) -> None:
     planned: set[str] = set()
     for stage in stages:
+        for path in stage.reads(context):
+            if not path.exists():
+                raise ConfigError(f"{stage.label} reads {path}, which does not exist")
         for needed in stage.after:
             if needed not in planned and not _marker(context, needed).is_file():
                 number = NAMES.index(needed)
@@ -195,8 +200,8 @@ def _reason(stage: Stage, context: Context) -> str | None:
         return f"made by version {marker.get('version')}"
     if changed := sorted(_changes(marker.get("options"), _options(stage, context))):
         return f"changed: {', '.join(changed[:5])}"
-    if marker.get("inputs") != _inputs(stage, context):
-        return f"another result of {', '.join(stage.after)}"
+    if changed := sorted(_changes(marker.get("inputs"), _inputs(stage, context))):
+        return f"another {', '.join(f'result of {name}' if name in NAMES else name for name in changed[:5])}"
     gone = [path for path in stage.outputs(context) if not path.exists()]
     return f"{gone[0].name} is gone" if gone else None
 
@@ -216,7 +221,8 @@ def _options(stage: Stage, context: Context) -> dict[str, Any]:
 
 
 def _inputs(stage: Stage, context: Context) -> dict[str, str]:
-    return {name: context.result(name) for name in stage.after}
+    files = {str(path): identity(path) if path.is_file() else "" for path in stage.reads(context)}
+    return {**{name: context.result(name) for name in stage.after}, **files}
 
 
 def identity(path: str | Path) -> str:

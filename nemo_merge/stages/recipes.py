@@ -33,10 +33,11 @@ MERGE = (
     *_DATA,
     Stage(
         "train",
-        "train the base and one expert per domain",
+        "train the base and one expert per domain, or take given ones",
         models.train,
         options=("seed", "model", "train", "domains"),
         after=("cuts",),
+        reads=models.given_files,
         outputs=models.model_files,
     ),
     Stage(
@@ -81,6 +82,7 @@ ADAPT = (
         adaptation.train,
         options=("seed", "seeds", "model", "train", "target", "source", "fine_tune"),
         after=("cuts",),
+        reads=models.given_files,
         outputs=adaptation.tuned_files,
     ),
     Stage(
