@@ -13,6 +13,7 @@ from ..errors import ConfigError, did_you_mean
 from ..training.ctc import TrainingJob
 from .data import cuts_path
 from .engine import Context, identity
+from .placement import PLACEMENT
 from .workers import run_jobs
 
 
@@ -107,6 +108,7 @@ def merge(context: Context) -> None:
     from .. import merge as merge_checkpoints
 
     (context.expdir / "merged").mkdir(parents=True, exist_ok=True)
+    device = "cpu" if PLACEMENT.get().gpus == 0 else context.config["merge"].get("device", "cpu")
     seconds = {}
     for name, settings in context.config["merge"]["methods"].items():
         parameters = dict(settings or {})
@@ -119,8 +121,7 @@ def merge(context: Context) -> None:
             method,
             output=merged_path(context, name),
             overwrite=True,
-            workers=context.jobs,
-            **parameters,
+            **{"device": device, "workers": context.jobs, **parameters},
         )
         seconds[name] = round(time.process_time() - started, 2)
         context.say(str(done))

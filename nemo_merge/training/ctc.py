@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,6 +53,14 @@ class TrainingJob(Job):
     @property
     def processes(self) -> int:
         return self.workers
+
+    def placed(self, gpus: int | None, resume: bool) -> TrainingJob:
+        """With fewer GPUs than workers, as many workers as share out the utterances of a step evenly."""
+        if not gpus or gpus >= self.workers:
+            return self
+        together = self.workers * self.batch_size
+        workers = max(count for count in range(1, gpus + 1) if together % count == 0)
+        return replace(self, workers=workers, batch_size=together // workers)
 
     def run(self, report: Report) -> None:
         train(self, report)
