@@ -43,24 +43,26 @@ class Local:
         processes, slots = Processes(), _Slots(self.gpus or ())
         news: queue.SimpleQueue[str | Future[None]] = queue.SimpleQueue()  # names of finished jobs, and ended tasks
         failures: list[JobError] = []
+
+        def run(task: Task) -> None:
+            try:
+                if not failures:
+                    self._run(task, processes, slots, Output(task, news.put, say))
+            except JobError as error:
+                failures.append(error)
+
         with ThreadPoolExecutor(max(1, min(side_by_side, len(tasks)))) as pool:
             try:
-                futures = [pool.submit(self._run, task, processes, slots, news.put, say) for task in tasks]
-                for future in futures:
-                    future.add_done_callback(news.put)
-                left = len(futures)
+                for task in tasks:
+                    pool.submit(run, task).add_done_callback(news.put)
+                left = len(tasks)
                 while left:
                     item = news.get()
                     if isinstance(item, str):
                         yield item
-                        continue
-                    left -= 1
-                    if not item.cancelled() and (error := item.exception()):
-                        if not isinstance(error, JobError):
-                            raise error
-                        failures.append(error)
-                        for future in futures:
-                            future.cancel()
+                    else:
+                        item.result()
+                        left -= 1
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 processes.stop()
@@ -68,15 +70,7 @@ class Local:
         if failures:
             raise joined(failures)
 
-    def _run(
-        self,
-        task: Task,
-        processes: Processes,
-        slots: _Slots,
-        done: Callable[[str], object],
-        say: Callable[[str], None],
-    ) -> None:
-        output = Output(task, done, say)
+    def _run(self, task: Task, processes: Processes, slots: _Slots, output: Output) -> None:
         command = job_command(task.files, task.processes)
         if self.template:
             code = _through(self.template, task, command, self._environment(), processes, output)
