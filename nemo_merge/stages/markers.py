@@ -39,6 +39,12 @@ def identity(path: str | Path) -> str:
     return content.hexdigest()[:16]
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as ``sha256sum`` shows it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def described(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Identity and size of files, by path."""
     return {str(path): {"identity": identity(path), "bytes": path.stat().st_size} for path in paths}

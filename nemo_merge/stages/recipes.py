@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adaptation, data, models, results, retention
+from . import adaptation, data, models, pack, results, retention
 from .engine import Stage
 
 _DATA = (
@@ -71,6 +71,14 @@ MERGE = (
         options=("title",),
         after=("merge", "score"),
         outputs=results.report_files,
+    ),
+    Stage(
+        "pack",
+        "models, records, figures and checksums in one folder, for a hub",
+        pack.pack,
+        options=("pack", "title"),
+        after=("merge", "score", "report"),
+        outputs=pack.packed_files,
     ),
 )
 
