@@ -36,8 +36,20 @@ def finished(context, nemo_family):
     return context
 
 
-def test_all_is_there_and_sums_hold(finished):
+def test_what_is_handed_on(finished):
     pack(finished)
+    check_files(finished)
+    check_that_there_is_no_speech(finished)
+    finished.config["pack"] = {"models": ["tsvm"], "archive": True}
+    pack(finished)
+    assert [path.name for path in (finished.expdir / "pack" / "models").iterdir()] == ["tsvm.nemo"]
+    with tarfile.open(finished.expdir / "pack.tar.gz") as tar:
+        assert "pack/models/tsvm.nemo" in tar.getnames()
+    assert all(path.is_file() for path in packed_files(finished))
+    assert not [path.name for path in finished.expdir.iterdir() if "partial" in path.name]
+
+
+def check_files(finished):
     folder = finished.expdir / "pack"
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     each = {
@@ -63,8 +75,7 @@ def test_all_is_there_and_sums_hold(finished):
     assert "`models/soup.nemo`" in card
 
 
-def test_no_speech_and_no_transcripts(finished):
-    pack(finished)
+def check_that_there_is_no_speech(finished):
     for page, has_them in ((finished.expdir / "report.html", True), (finished.expdir / "pack" / "report.html", False)):
         assert ('class="aligned"' in page.read_text()) is has_them
         assert (" u0<" in page.read_text()) is has_them
@@ -74,18 +85,6 @@ def test_no_speech_and_no_transcripts(finished):
             for text in (*REFERENCES, *HEARD["soup"]):
                 assert text.encode() not in content, path
             assert b"data:audio" not in content
-
-
-def test_chosen_models_and_an_archive_replace_an_earlier_pack(finished):
-    pack(finished)
-    finished.config["pack"] = {"models": ["tsvm"], "archive": True}
-    pack(finished)
-    folder = finished.expdir / "pack"
-    assert [path.name for path in (folder / "models").iterdir()] == ["tsvm.nemo"]
-    with tarfile.open(finished.expdir / "pack.tar.gz") as tar:
-        assert "pack/models/tsvm.nemo" in tar.getnames()
-    assert all(path.is_file() for path in packed_files(finished))
-    assert not [path.name for path in finished.expdir.iterdir() if "partial" in path.name]
 
 
 @pytest.mark.parametrize(
