@@ -138,6 +138,12 @@ class FineTuningJob(Job):
         """
         return [read_source(value, f"train[{index}]") for index, value in enumerate(self.train)]
 
+    def fingerprint(self) -> str:
+        """What tells its checkpoints from those of a job that would give other weights."""
+        from .repeatable import fingerprint
+
+        return fingerprint(self)
+
     def run(self, report: Report) -> None:
         fine_tune(self, report)
 
