@@ -92,7 +92,7 @@ def _placement(setting: Any, gpus: int | None, jobs: int | None, resume: bool) -
         if gpus is None and not visible:
             return Placement(Local(), None, jobs, resume)
         ids = visible[:gpus]
-        return Placement(Local(ids), len(ids), jobs, resume)
+        return Placement(Local(ids), len(ids), min(jobs or len(ids), len(ids)) if ids else jobs, resume)
     if setting == "slurm" or isinstance(setting, Mapping):
         options = {} if setting == "slurm" else dict(setting)
         given = options.pop("slurm", {})

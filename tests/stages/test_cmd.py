@@ -329,6 +329,8 @@ class TestSetting:
         assert visible_gpus() == ["3", "5", "GPU-ab"]
         assert self.read("local")["train"].launcher.gpus == ["3", "5", "GPU-ab"]
         assert self.read("local", gpus=2)["train"].launcher.gpus == ["3", "5"]
+        assert [self.read("local", gpus=2, jobs=jobs)["train"].side_by_side for jobs in (None, 1, 8)] == [2, 1, 2]
+        assert self.read("local", gpus=0, jobs=8)["train"].side_by_side == 8
         assert self.read("local", gpus=0)["train"].launcher.gpus == []
         with pytest.raises(ConfigError, match="--ngpu 4: this machine shows 3 GPUs"):
             self.read("local", gpus=4)
