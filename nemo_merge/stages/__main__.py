@@ -145,7 +145,7 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
                 raise ConfigError(f"{config} has no setting {key!r}{did_you_mean(str(key), map(str, settings))}")
         # The model is a file of its own, whose interpolations refer to its own keys.
         name = settings.pop("model", None)  # none is needed where models are given
-        loaded = OmegaConf.load(config.parent / name) if name else {}
+        loaded: Any = OmegaConf.load(config.parent / name) if name else {}
         model = OmegaConf.merge(loaded, changes.pop("model", {}))
         settings = OmegaConf.to_container(OmegaConf.merge(settings, changes), resolve=True)
         plain = {**settings, "model": OmegaConf.to_container(model, resolve=True)}

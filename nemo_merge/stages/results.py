@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,7 @@ def report_options(context: Context, *, speech: bool = True) -> ReportOptions:
     """What goes into the page; without examples and audio if it is for others."""
     from ..reporting.experiment import ReportOptions
 
-    return ReportOptions(
+    options = ReportOptions(
         title=context.config["title"],
         notice=notice(context),
         base="base",
@@ -127,8 +127,8 @@ def report_options(context: Context, *, speech: bool = True) -> ReportOptions:
         groups={title.capitalize(): list(sets) for title, sets in _other_sets(context).items()},
         baseline=context.config["score"]["baseline"],
         command=context.config["command"],
-        **({} if speech else {"worst": 0, "audio_limit": 0}),
     )
+    return options if speech else replace(options, worst=0, audio_limit=0)
 
 
 def _other_sets(context: Context) -> dict[str, dict[str, str]]:
