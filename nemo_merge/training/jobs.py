@@ -30,8 +30,25 @@ class Job:
 
     @property
     def processes(self) -> int:
-        """Processes that do it together."""
+        """Processes that do it together, on each machine."""
         return 1
+
+    @property
+    def nodes(self) -> int:
+        """Machines that do it together."""
+        return 1
+
+    def placed(self, gpus: int | None, resume: bool) -> Job:
+        """The same work in other circumstances.
+
+        Args:
+            gpus: that each machine has for it; None where that is not known, 0 for none.
+            resume: whether an interrupted run may be continued.
+
+        Raises:
+            ConfigError: it cannot be done with so few GPUs.
+        """
+        return self
 
     @abstractmethod
     def run(self, report: Report) -> None:
