@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...corpora.mini import NAMES, load
 from ...errors import ConfigError, did_you_mean
 from ..engine import Context
 from ..models import base_path, merged_path, model_path
+from ..sets import SpeechSets
 
 Config = Mapping[str, Any]
 BASE, EXPERTS, JOINT = "base", "experts", "joint"
@@ -58,14 +58,14 @@ def groups(config: Config) -> dict[str, list[str]]:
     found = {
         "in domain": list(config["domains"]),
         "out of domain": list(evaluate.get("out_of_domain") or []),
-        **{name: list(sets) for name, sets in (evaluate.get("retention") or {}).items()},
+        **retained(config),
     }
     return {name: sets for name, sets in found.items() if sets}
 
 
 def retained(config: Config) -> dict[str, list[str]]:
     """The groups of sets that tell what the base knew and a system kept."""
-    return {name: list(sets) for name, sets in (config["evaluate"].get("retention") or {}).items()}
+    return {name: list(sets) for name, sets in (config["evaluate"].get("retention") or {}).items() if sets}
 
 
 def test_sets(config: Config) -> list[str]:
@@ -80,15 +80,6 @@ def area_of(config: Config) -> dict[str, str]:
     return {name: named.get(name, name) for group in ("in domain", "out of domain") for name in groups(config)[group]}
 
 
-def title_of(config: Config, name: str) -> str:
-    """How reports call a set: its ``title`` in the configuration, that of EP-mini, or its name."""
-    given = config["corpus"].get(name) or {}
-    if title := given.get("title"):
-        return str(title)
-    mini = name in NAMES and not {"corpus", "cuts"} & given.keys()
-    return load(name).title if mini else name.replace("_", " ")
-
-
 def check(config: Config) -> None:
     """Finds what does not fit together before anything is trained.
 
@@ -96,10 +87,10 @@ def check(config: Config) -> None:
         ConfigError: a set that is used has no entry in ``corpus``, a given model does not exist, a baseline that is no
             system, or a name that two systems have.
     """
-    train, corpus = config["train"], config["corpus"]
-    for name in dict.fromkeys([*test_sets(config), *area_of(config)]):
-        if name not in corpus:
-            raise ConfigError(f"the test set {name!r} has no entry in corpus{did_you_mean(name, corpus)}")
+    train, sets = config["train"], SpeechSets.read(config)
+    areas = config["evaluate"].get("areas") or {}
+    for name in [*test_sets(config), *(name for names in areas.values() for name in names)]:
+        sets[name]  # raises where there is no such set
     given = dict(train["experts"].get("given") or {})
     for domain in given:
         if domain not in config["domains"]:

@@ -12,15 +12,15 @@ from ...scoring import Interval, bootstrap_interval, domain_means, holm
 from ...scoring.alignment import error_slots
 from ...scoring.error_rates import ErrorCounts, sum_counts, word_errors
 from ...scoring.matched_pairs import MapssweResult, compare_slots
-from ...training.decode import Hypothesis, read_hypotheses
+from ...tensors import Role
 from ..data import cuts_path
 from ..engine import Context
 from ..results import transcribe_all
-from .experiment import BASE, EXPERTS, JOINT, area_of, expert_runs, groups, runs, systems, test_sets
-from .search import candidates
+from .experiment import BASE, EXPERTS, JOINT, area_of, expert_runs, groups, retained, runs, systems, test_sets
+from .search import Candidate, candidates, heard
 
-Run = Mapping[str, Sequence[Hypothesis]]
-"""Hypotheses of one model by test set."""
+Run = Mapping[str, Sequence[tuple[str, str]]]
+"""What was said and what one model recognised, by test set."""
 Errors = dict[str, list[list[ErrorCounts]]]
 """Errors of the utterances of a test set, one list per seed, by test set."""
 
@@ -41,17 +41,18 @@ def score(context: Context) -> None:
     config = context.config
     wanted = groups(config)
     every = test_sets(config)
-    heard = {
-        system: [_heard(context, model, every) for model in runs(context, system)] for system in systems(config)
-    }
-    errors = {system: _errors(found) for system, found in heard.items()}
+    texts = {system: [_heard(context, model, every) for model in runs(context, system)] for system in systems(config)}
+    errors = {system: _errors(found) for system, found in texts.items()}
     at_home = {
         domain: [_utterance_errors(_heard(context, model, [domain])[domain]) for model in expert_runs(context, domain)]
         for domain in config["domains"]
     }
-    families = {item.entry: item.method.family for item in candidates(config)}
+    families = {item.entry: family(item) for item in candidates(config)}
     baseline = config["score"]["baseline"]
-    portuguese = [*wanted["in domain"], *wanted.get("out of domain", [])]
+    studied = [*wanted["in domain"], *wanted.get("out of domain", [])]
+    means = {**wanted, "full": studied}
+    if kept := [name for names in retained(config).values() for name in names]:
+        means["retention"] = kept
     table: dict[str, Any] = {
         "groups": wanted,
         "areas": area_of(config),
@@ -60,26 +61,30 @@ def score(context: Context) -> None:
         "systems": {},
     }
     for system, found in errors.items():
-        row = {"family": families.get(system), **_rates(found, wanted, portuguese, area_of(config))}
+        row = {"family": families.get(system), **_rates(found, means)}
+        row["by area"] = domain_means({name: _rate(found[name]) for name in studied}, area_of(config)).full
         if system not in (baseline, BASE):
-            row["against"] = {
-                name: _difference(found, errors[baseline], sets)
-                for name, sets in {**wanted, "full": portuguese}.items()
-            }
+            row["against"] = {name: _difference(found, errors[baseline], sets) for name, sets in means.items()}
         table["systems"][system] = row
         context.say(f"{system}: {100 * row['means']['in domain']['interval'].value:.1f} % in domain")
-    table["systems"][EXPERTS] = {"family": None, **_rates(at_home, {"in domain": wanted["in domain"]}, [], {})}
+    table["systems"][EXPERTS] = {"family": None, **_rates(at_home, {"in domain": wanted["in domain"]})}
     merges = [name for name in systems(config) if name not in (BASE, JOINT, baseline)]
-    tests = {"in domain": wanted["in domain"], "full": portuguese}
+    tests = {"in domain": wanted["in domain"], "full": studied}
     table["significance"] = {
-        name: _significance({merge: heard[merge] for merge in merges}, heard[baseline], sets)
+        name: _significance({merge: texts[merge] for merge in merges}, texts[baseline], sets)
         for name, sets in tests.items()
     }
     best = best_merge(context)
     table["best"] = best
     if best != baseline:
-        table["by set"] = _by_set(heard[best], heard[baseline], portuguese)
+        table["by set"] = _by_set(texts[best], texts[baseline], studied)
     (context.expdir / "scores.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def family(item: Candidate) -> str:
+    """The family of a candidate's method; one whose result has its singular values changed works in the subspace."""
+    spectral = any(step.needs_matrix(Role.MATRIX) for step in item.then)
+    return "task subspace" if spectral else item.method.family
 
 
 def best_merge(context: Context) -> str:
@@ -93,11 +98,11 @@ def best_merge(context: Context) -> str:
 
 
 def _heard(context: Context, model: str, sets: Sequence[str]) -> Run:
-    return {name: read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl") for name in sets}
+    return {name: heard(context, model, name) for name in sets}
 
 
-def _utterance_errors(heard: Sequence[Hypothesis]) -> list[ErrorCounts]:
-    return word_errors([item.text or "" for item in heard], [item.pred_text for item in heard])
+def _utterance_errors(pairs: Sequence[tuple[str, str]]) -> list[ErrorCounts]:
+    return word_errors([said for said, _ in pairs], [recognised for _, recognised in pairs])
 
 
 def _errors(found: Sequence[Run]) -> Errors:
@@ -109,31 +114,28 @@ def _together(seeds: Sequence[Sequence[ErrorCounts]], times: int = 1) -> list[Er
     return [sum_counts(list(utterance) * times) for utterance in zip(*seeds, strict=True)]
 
 
-def _rates(
-    errors: Errors, wanted: Mapping[str, Sequence[str]], full: Sequence[str], areas: Mapping[str, str]
-) -> dict[str, Any]:
-    """Error rates by set, and means of them: by group, over all sets of the studied language, and over its areas."""
+def _rates(errors: Errors, means: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Error rates by set, and unweighted means of them over several sets, with intervals and for every seed."""
     summed = {name: _together(seeds) for name, seeds in errors.items()}
-    by_seed = [
-        {name: sum_counts(seeds[index]).rate for name, seeds in errors.items()}
-        for index in range(len(next(iter(errors.values()))))
-    ]
-    sets = {
-        name: {**asdict(sum_counts(counts)), "interval": bootstrap_interval([counts])}
-        for name, counts in summed.items()
+    count = len(next(iter(errors.values())))
+    by_seed = [{name: sum_counts(seeds[index]).rate for name, seeds in errors.items()} for index in range(count)]
+    return {
+        "sets": {
+            name: {**asdict(sum_counts(counts)), "interval": bootstrap_interval([counts])}
+            for name, counts in summed.items()
+        },
+        "means": {
+            name: {
+                "interval": bootstrap_interval([summed[item] for item in names]),
+                "seeds": [sum(rates[item] for item in names) / len(names) for rates in by_seed],
+            }
+            for name, names in means.items()
+        },
     }
-    means = {
-        name: {
-            "interval": bootstrap_interval([summed[item] for item in names]),
-            "seeds": [sum(rates[item] for item in names) / len(names) for rates in by_seed],
-        }
-        for name, names in {**wanted, **({"full": full} if full else {})}.items()
-    }
-    found: dict[str, Any] = {"sets": sets, "means": means}
-    if full:
-        rates = {name: sum_counts(summed[name]).rate for name in full}
-        found["by area"] = domain_means(rates, areas).full
-    return found
+
+
+def _rate(seeds: Sequence[Sequence[ErrorCounts]]) -> float:
+    return sum_counts([item for counts in seeds for item in counts]).rate
 
 
 def _difference(errors: Errors, baseline: Errors, sets: Sequence[str]) -> Interval:
@@ -164,7 +166,7 @@ def _significance(
 
 
 def _by_set(merge: Sequence[Run], baseline: Sequence[Run], sets: Sequence[str]) -> dict[str, float]:
-    """p values of the same test for one merge and every set by itself, corrected for the number of sets."""
+    """The same test for one merge and every set by itself: p values, corrected for the number of sets."""
     found = [
         holm([compare_slots(_slots(mine, [name]), _slots(other, [name])).p_value for name in sets])
         for mine, other in zip(merge, baseline * (len(merge) if len(baseline) == 1 else 1), strict=True)
@@ -173,9 +175,7 @@ def _by_set(merge: Sequence[Run], baseline: Sequence[Run], sets: Sequence[str]) 
 
 
 def _slots(run: Run, sets: Sequence[str]) -> list[list[int]]:
-    return [
-        error_slots((item.text or "").split(), item.pred_text.split(), "sclite") for name in sets for item in run[name]
-    ]
+    return [error_slots(said.split(), recognised.split(), "sclite") for name in sets for said, recognised in run[name]]
 
 
 def hypothesis_files(context: Context) -> list[Path]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from ... import methods
 from ...errors import ConfigError
-from ...methods import Method
-from ...scoring.error_rates import ErrorCounts, word_error_rate
+from ...methods import Method, PostProcessor
+from ...scoring import normaliser
+from ...scoring.error_rates import word_error_rate
 from ...training.decode import read_hypotheses
 from ..data import cuts_path
 from ..engine import Context, identity
@@ -38,7 +39,7 @@ class Candidate:
     entry: str
     number: int
     method: Method
-    then: tuple[Any, ...]
+    then: tuple[PostProcessor, ...]
     settings: Mapping[str, Any]
 
     @property
@@ -66,16 +67,24 @@ def candidates(config: Mapping[str, Any]) -> list[Candidate]:
             settings = dict(zip(grid, values, strict=True))
             chosen = {key: value for key, value in settings.items() if key != "then"}
             method = methods.get(name, **parameters, **chosen)
-            found.append(Candidate(entry, number, method, tuple(settings.get("then", then)), settings))
+            chain = tuple(_post(step, entry) for step in settings.get("then", then))
+            found.append(Candidate(entry, number, method, chain, settings))
     return found
+
+
+def _post(step: Any, entry: str) -> PostProcessor:
+    values = {"name": step} if isinstance(step, str) else dict(step)
+    if "name" not in values:
+        raise ConfigError(f"merge.methods.{entry}: the post-processor {step!r} has no name")
+    return methods.get_post(values.pop("name"), **values)
 
 
 def merge(context: Context) -> None:
     """Stage 4: a search with the experts of the first seed, then one merged model per entry and seed."""
     check(context.config)
-    chosen = search(context)
+    best = search(context)
     for seed in context.config["seeds"]:
-        _merge(context, {merge_path(context, item.entry, seed): item for item in chosen}, seed)
+        _merge(context, {merge_path(context, item.entry, seed): item for item in best}, seed)
 
 
 def search(context: Context) -> list[Candidate]:
@@ -96,6 +105,7 @@ def search(context: Context) -> list[Candidate]:
     depends_on = {
         "files": [identity(path) for path in (*inputs, *sets.values())],
         "candidates": [repr((item.method, item.then)) for item in every],
+        "text": config["score"].get("text"),
     }
     if context.is_fresh("search", [file], **depends_on):
         context.say("search: done before")
@@ -114,14 +124,24 @@ def search(context: Context) -> list[Candidate]:
         file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         context.mark_fresh("search", **depends_on)
         rates = {row["name"]: row["dev"] for row in rows}
-    best = [
-        min((item for item in every if item.entry == entry), key=lambda item: rates.get(item.name, 0.0))
-        for entry in config["merge"]["methods"]
-    ]
+    best = chosen(every, rates)
     for item in best:
         if item.name in rates:
             context.say(f"{item.entry}: {described(item.settings)}, {100 * rates[item.name]:.1f} % on development sets")
     return best
+
+
+def chosen(found: Sequence[Candidate], rates: Mapping[str, float]) -> list[Candidate]:
+    """The candidate of every entry with the lowest error rate, the first of those that have the same.
+
+    Args:
+        found: all candidates.
+        rates: error rates of those that were compared, by name.
+    """
+    by_entry: dict[str, list[Candidate]] = {}
+    for item in found:
+        by_entry.setdefault(item.entry, []).append(item)
+    return [min(items, key=lambda item: rates.get(item.name, 0.0)) for items in by_entry.values()]
 
 
 def described(settings: Mapping[str, Any]) -> str:
@@ -153,10 +173,9 @@ def _merge(context: Context, wanted: Mapping[Path, Candidate], seed: int) -> Non
     context.say(f"seed {seed}: {len(wanted)} merges of {len(experts)} experts")
 
 
-def _by_then(wanted: Mapping[Path, Candidate]) -> Iterator[tuple[tuple[Any, ...], dict[Path, Method]]]:
-    chains = {json.dumps(item.then): item.then for item in wanted.values()}
-    for key, then in chains.items():
-        yield then, {path: item.method for path, item in wanted.items() if json.dumps(item.then) == key}
+def _by_then(wanted: Mapping[Path, Candidate]) -> Iterator[tuple[tuple[PostProcessor, ...], dict[Path, Method]]]:
+    for then in dict.fromkeys(item.then for item in wanted.values()):
+        yield then, {path: item.method for path, item in wanted.items() if item.then == then}
 
 
 def _sample(context: Context, name: str, count: int) -> Path:
@@ -177,7 +196,8 @@ def _row(context: Context, item: Candidate, kept: Iterable[str]) -> dict[str, An
     """What is known of a candidate: mean error rates over the domains, and over what the base knew."""
 
     def mean(names: Iterable[str]) -> float | None:
-        rates = [_errors(context, item.name, name).rate for name in names]
+        pairs = [heard(context, item.name, name) for name in names]
+        rates = [word_error_rate(*map(list, zip(*found, strict=True))).rate for found in pairs]
         return sum(rates) / len(rates) if rates else None
 
     return {
@@ -189,9 +209,12 @@ def _row(context: Context, item: Candidate, kept: Iterable[str]) -> dict[str, An
     }
 
 
-def _errors(context: Context, model: str, name: str) -> ErrorCounts:
-    heard = read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl")
-    return word_error_rate([item.text or "" for item in heard], [item.pred_text for item in heard])
+def heard(context: Context, model: str, name: str) -> list[tuple[str, str]]:
+    """What was said and what a model recognised, in the text profile ``score.text`` if there is one."""
+    found = read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl")
+    profile = context.config["score"].get("text")
+    rewrite = normaliser(profile) if profile else str
+    return [(rewrite(item.text or ""), rewrite(item.pred_text)) for item in found]
 
 
 def merged_files(context: Context) -> list[Path]:

@@ -15,14 +15,17 @@ from ..engine import Context, identity
 from ..models import base_path, train_base
 from ..workers import run_jobs
 from .experiment import JOINT, check, expert_path, expert_runs, joint_path, runs, systems
+from .search import candidates
 
 
 def train(context: Context) -> None:
     """Stage 3: what is not given is trained; every fine-tuning starts from the same base."""
-    check(context.config)
+    check_settings(context.config)
     jobs = fine_tunings(context, train_base(context))
     known = {path: identity(path) for job in jobs.values() for path in (Path(job.base), *map(Path, job.train))}
-    depends_on = {name: {"job": job, "files": [known[Path(p)] for p in (job.base, *job.train)]} for name, job in jobs.items()}
+    depends_on = {
+        name: {"job": job, "files": [known[Path(p)] for p in (job.base, *job.train)]} for name, job in jobs.items()
+    }
     missing = {}
     for name, job in jobs.items():
         if context.is_fresh(name, [Path(job.output)], **depends_on[name]):
@@ -32,6 +35,16 @@ def train(context: Context) -> None:
     folder = context.expdir / "jobs"
     for name in run_jobs(missing, folder, context.jobs, context.say, together=True, work=_steps):
         context.mark_fresh(name, **depends_on[name])
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Finds mistakes in the settings of all stages before anything is trained.
+
+    Raises:
+        ConfigError: see :func:`~.experiment.check` and :func:`~.search.candidates`.
+    """
+    check(config)
+    candidates(config)
 
 
 def fine_tunings(context: Context, base: Path) -> dict[str, FineTuningJob]:
