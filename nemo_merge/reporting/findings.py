@@ -40,10 +40,8 @@ def _best_family(scores: Mapping[str, Any], mean: str, family: str, finding: str
     if len({row["family"] for row in merges.values()}) < 2 or family not in {r["family"] for r in merges.values()}:
         return None
     best = min(merges, key=lambda name: merges[name]["means"][mean]["interval"][0])
-    winners = [
-        min(merges, key=lambda name, index=index: merges[name]["means"][mean]["seeds"][index])
-        for index in range(len(scores["seeds"]))
-    ]
+    by_seed = zip(*(merges[name]["means"][mean]["seeds"] for name in merges), strict=True)
+    winners = [min(zip(rates, merges, strict=True))[1] for rates in by_seed]
     of_family = sum(merges[name]["family"] == family for name in winners)
     if merges[best]["family"] != family:
         verdict = "does not hold"

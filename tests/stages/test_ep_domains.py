@@ -50,6 +50,17 @@ def test_the_configuration_has_fifteen_sets_and_every_method(config):
     assert {step.name for item in candidates(config) for step in item.then} == set(methods.post_names())
 
 
+def test_the_model_is_the_miniature_with_more_letters(config):
+    labels, mini = (
+        config["model"]["labels"],
+        _settings(RECIPE.parent / "ep_mini" / "conf" / "ep_mini.yaml", ())["model"],
+    )
+    assert labels[: len(mini["labels"])] == mini["labels"]
+    assert config["model"]["decoder"]["num_classes"] == len(labels)
+    assert config["model"]["decoder"]["vocabulary"] == labels
+    assert config["model"]["encoder"] == mini["encoder"]
+
+
 def test_the_example_for_own_corpora_names_no_set_of_ep_mini(tmp_path):
     own = _settings(RECIPE / "conf" / "own_corpora.yaml", ())
     assert not SpeechSets.read(own).mini
@@ -116,7 +127,7 @@ def test_what_is_given_is_not_trained(config, tmp_path):
     jobs = fine_tunings(context, tmp_path / "base.nemo")
     assert len(jobs) == 33
     assert jobs["joint-seed1"].optim["sched"]["max_steps"] == jobs["joint-seed1"].steps
-    assert jobs["joint-seed1"].optim["lr"] == jobs["lectures-seed1"].optim["lr"]
+    assert jobs["joint-seed1"].optim["betas"] == jobs["lectures-seed1"].optim["betas"]  # joint says what differs
     assert len(jobs["joint-seed1"].train) == 10
     assert jobs["lectures-seed1"].seed == 1
     config["train"]["experts"]["given"] = {"lectures": str(given)}
@@ -141,9 +152,10 @@ def test_means_weigh_sets_alike_and_seeds_together():
 
 def test_significance_takes_the_least_sure_seed():
     said = [f"um dois tres {n}" for n in range(60)]
-    good = {"a": [(text, text) for text in said]}
+    good = scores._slots({"a": [(text, text) for text in said]}, ["a"])
     wrong = ("um dois", "sete dois", "sete sete")
-    bad = {"a": [(text, text.replace("um dois", wrong[n % 3])) for n, text in enumerate(said)]}
+    heard = [(text, text.replace("um dois", wrong[n % 3])) for n, text in enumerate(said)]
+    bad = scores._slots({"a": heard}, ["a"])
     found = scores._significance({"clear": [good, good], "mixed": [good, bad]}, [bad, bad], ["a"])
     assert found["clear"]["p_holm"] < 0.001
     assert found["mixed"]["p_holm"] == 1.0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from ...tensors import Role
 from ..data import cuts_path
 from ..engine import Context
 from ..results import transcribe_all
-from .experiment import BASE, EXPERTS, JOINT, area_of, expert_runs, groups, retained, runs, systems, test_sets
+from .experiment import BASE, EXPERTS, area_of, expert_runs, groups, retained, runs, systems, test_sets
 from .search import Candidate, candidates, heard
 
 Run = Mapping[str, Sequence[tuple[str, str]]]
 """What was said and what one model recognised, by test set."""
+Slots = Mapping[str, Sequence[Sequence[int]]]
+"""Errors of a model's utterances by place, by test set."""
 Errors = dict[str, list[list[ErrorCounts]]]
 """Errors of the utterances of a test set, one list per seed, by test set."""
 
@@ -29,7 +32,7 @@ def decode(context: Context) -> None:
     """Stage 6: base, joint fine-tuning and merges transcribe all test sets, experts that of their domain."""
     names = test_sets(context.config)
     models = {name: path for system in systems(context.config) for name, path in runs(context, system).items()}
-    only = {}
+    only: dict[str, list[str]] = {}
     for domain in context.config["domains"]:
         models |= expert_runs(context, domain)
         only |= {name: [domain] for name in expert_runs(context, domain)}
@@ -68,16 +71,15 @@ def score(context: Context) -> None:
         table["systems"][system] = row
         context.say(f"{system}: {100 * row['means']['in domain']['interval'].value:.1f} % in domain")
     table["systems"][EXPERTS] = {"family": None, **_rates(at_home, {"in domain": wanted["in domain"]})}
-    merges = [name for name in systems(config) if name not in (BASE, JOINT, baseline)]
-    tests = {"in domain": wanted["in domain"], "full": studied}
+    slots = {name: [_slots(run, studied) for run in found] for name, found in texts.items()}
+    merges = {name: slots[name] for name in families if name != baseline}
     table["significance"] = {
-        name: _significance({merge: texts[merge] for merge in merges}, texts[baseline], sets)
-        for name, sets in tests.items()
+        name: _significance(merges, slots[baseline], means[name]) for name in ("in domain", "full")
     }
     best = best_merge(context)
     table["best"] = best
     if best != baseline:
-        table["by set"] = _by_set(texts[best], texts[baseline], studied)
+        table["by set"] = _by_set(slots[best], slots[baseline], studied)
     (context.expdir / "scores.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
@@ -147,17 +149,16 @@ def _difference(errors: Errors, baseline: Errors, sets: Sequence[str]) -> Interv
 
 
 def _significance(
-    merges: Mapping[str, Sequence[Run]], baseline: Sequence[Run], sets: Sequence[str]
+    merges: Mapping[str, Sequence[Slots]], baseline: Sequence[Slots], sets: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """MAPSSWE of every merge against the baseline, seed by seed, over the words of some sets.
 
     ``p_holm`` is corrected for the number of merges; the largest over the seeds is taken.
     """
-    theirs = [_slots(run, sets) for run in baseline]
-    tests: dict[str, list[MapssweResult]] = {}
-    for name, found in merges.items():
-        pairs = zip(found, theirs * (len(found) if len(theirs) == 1 else 1), strict=True)
-        tests[name] = [compare_slots(_slots(run, sets), other) for run, other in pairs]
+    tests = {
+        name: [_compared(mine, other, sets) for mine, other in _paired(found, baseline)]
+        for name, found in merges.items()
+    }
     corrected = [holm([test.p_value for test in seed]) for seed in zip(*tests.values(), strict=True)]
     return {
         name: {"seeds": [asdict(test) for test in found], "p_holm": max(values[index] for values in corrected)}
@@ -165,17 +166,28 @@ def _significance(
     }
 
 
-def _by_set(merge: Sequence[Run], baseline: Sequence[Run], sets: Sequence[str]) -> dict[str, float]:
+def _by_set(merge: Sequence[Slots], baseline: Sequence[Slots], sets: Sequence[str]) -> dict[str, float]:
     """The same test for one merge and every set by itself: p values, corrected for the number of sets."""
     found = [
-        holm([compare_slots(_slots(mine, [name]), _slots(other, [name])).p_value for name in sets])
-        for mine, other in zip(merge, baseline * (len(merge) if len(baseline) == 1 else 1), strict=True)
+        holm([_compared(mine, other, [name]).p_value for name in sets]) for mine, other in _paired(merge, baseline)
     ]
     return {name: max(values) for name, values in zip(sets, zip(*found, strict=True), strict=True)}
 
 
-def _slots(run: Run, sets: Sequence[str]) -> list[list[int]]:
-    return [error_slots(said.split(), recognised.split(), "sclite") for name in sets for said, recognised in run[name]]
+def _compared(mine: Slots, other: Slots, sets: Sequence[str]) -> MapssweResult:
+    return compare_slots(*([item for name in sets for item in slots[name]] for slots in (mine, other)))
+
+
+def _paired(found: Sequence[Slots], baseline: Sequence[Slots]) -> Iterator[tuple[Slots, Slots]]:
+    """Runs of the same seed; a baseline of one run is compared with all."""
+    return zip(found, itertools.repeat(baseline[0], len(found)) if len(baseline) == 1 else baseline, strict=True)
+
+
+def _slots(run: Run, sets: Sequence[str]) -> Slots:
+    return {
+        name: [error_slots(said.split(), recognised.split(), "sclite") for said, recognised in run[name]]
+        for name in sets
+    }
 
 
 def hypothesis_files(context: Context) -> list[Path]:

@@ -59,7 +59,7 @@ def candidates(config: Mapping[str, Any]) -> list[Candidate]:
         parameters = dict(given or {})
         name = parameters.pop("method", entry)
         grid = dict(parameters.pop("search", None) or {})
-        then = parameters.pop("then", ())
+        then = parameters.pop("then", None) or ()
         for key, values in grid.items():
             if not isinstance(values, Sequence) or isinstance(values, str) or not values:
                 raise ConfigError(f"merge.methods.{entry}.search.{key}: give a list of values")
@@ -67,7 +67,7 @@ def candidates(config: Mapping[str, Any]) -> list[Candidate]:
             settings = dict(zip(grid, values, strict=True))
             chosen = {key: value for key, value in settings.items() if key != "then"}
             method = methods.get(name, **parameters, **chosen)
-            chain = tuple(_post(step, entry) for step in settings.get("then", then))
+            chain = tuple(_post(step, entry) for step in settings.get("then") or then)
             found.append(Candidate(entry, number, method, chain, settings))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ def train(context: Context) -> None:
     """Stage 3: what is not given is trained; every fine-tuning starts from the same base."""
     check_settings(context.config)
     jobs = fine_tunings(context, train_base(context))
-    known = {path: identity(path) for job in jobs.values() for path in (Path(job.base), *map(Path, job.train))}
+    digest = functools.cache(identity)  # jobs share their files
     depends_on = {
-        name: {"job": job, "files": [known[Path(p)] for p in (job.base, *job.train)]} for name, job in jobs.items()
+        name: {"job": job, "files": [digest(str(path)) for path in (job.base, *job.train)]}
+        for name, job in jobs.items()
     }
     missing = {}
     for name, job in jobs.items():
