@@ -139,6 +139,17 @@ def test_what_is_given_is_not_trained(config, tmp_path):
     assert "joint" not in experiment.systems(config)
 
 
+def test_sets_that_lack_a_split_are_named_before_training(config, tmp_path):
+    context = Context(config, tmp_path, tmp_path)
+    experiment.check_splits(context)
+    config["corpus"]["lectures"]["train"] = config["corpus"]["english"]["dev"] = 0
+    with pytest.raises(ConfigError, match=r"english has no dev; lectures has no train|lectures .*; english"):
+        experiment.check_splits(context)
+    config["corpus"]["english"]["dev"] = 1
+    config["train"]["experts"]["given"], config["train"]["joint"] = {"lectures": "given.nemo"}, None
+    experiment.check_splits(context)
+
+
 def test_means_weigh_sets_alike_and_seeds_together():
     right, wrong = word_errors(["um dois", "um dois"], ["um dois", "um"])
     errors = {"a": [[right], [wrong]], "b": [[wrong], [wrong]]}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...corpora.mini import SPLITS
 from ...errors import ConfigError, did_you_mean
 from ..engine import Context
 from ..models import base_path, merged_path, model_path
@@ -109,3 +110,23 @@ def check(config: Config) -> None:
     baseline = config["score"]["baseline"]
     if baseline not in systems(config):
         raise ConfigError(f"score.baseline: there is no system {baseline!r}{did_you_mean(baseline, systems(config))}")
+
+
+def check_splits(context: Context) -> None:
+    """Sees that every set has the splits that it is used for; stage 2 is done.
+
+    Raises:
+        ConfigError: some have not.
+    """
+    config = context.config
+    joint = config["train"].get("joint")
+    given = () if joint is not None and not joint.get("given") else config["train"]["experts"].get("given") or ()
+    needed: dict[str, tuple[str, ...]] = {name: ("test",) for name in test_sets(config)}
+    needed |= {name: ("dev", "test") for names in retained(config).values() for name in names}
+    needed |= {name: ("dev", "test") if name in given else SPLITS for name in config["domains"]}
+    sets = SpeechSets.read(config)
+    lacking = {
+        name: [split for split in splits if split not in sets[name].splits(context)] for name, splits in needed.items()
+    }
+    if problems := [f"{name} has no {' and no '.join(splits)}" for name, splits in lacking.items() if splits]:
+        raise ConfigError(f"sets that lack what they are used for: {'; '.join(problems)}")

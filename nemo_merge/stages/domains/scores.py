@@ -175,7 +175,8 @@ def _by_set(merge: Sequence[Slots], baseline: Sequence[Slots], sets: Sequence[st
 
 
 def _compared(mine: Slots, other: Slots, sets: Sequence[str]) -> MapssweResult:
-    return compare_slots(*([item for name in sets for item in slots[name]] for slots in (mine, other)))
+    a, b = ([item for name in sets for item in slots[name]] for slots in (mine, other))
+    return compare_slots(a, b)
 
 
 def _paired(found: Sequence[Slots], baseline: Sequence[Slots]) -> Iterator[tuple[Slots, Slots]]:

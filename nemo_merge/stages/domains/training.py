@@ -15,13 +15,14 @@ from ..data import cuts_path
 from ..engine import Context, identity
 from ..models import base_path, train_base
 from ..workers import run_jobs
-from .experiment import JOINT, check, expert_path, expert_runs, joint_path, runs, systems
+from .experiment import JOINT, check, check_splits, expert_path, expert_runs, joint_path, runs, systems
 from .search import candidates
 
 
 def train(context: Context) -> None:
     """Stage 3: what is not given is trained; every fine-tuning starts from the same base."""
     check_settings(context.config)
+    check_splits(context)
     jobs = fine_tunings(context, train_base(context))
     digest = functools.cache(identity)  # jobs share their files
     depends_on = {
