@@ -18,10 +18,11 @@ from nemo_merge.errors import ConfigError
 from nemo_merge.reporting.findings import findings
 from nemo_merge.scoring.error_rates import word_errors
 from nemo_merge.stages.__main__ import _settings
-from nemo_merge.stages.domains import experiment, scores
+from nemo_merge.stages.domains import experiment, scores, search
 from nemo_merge.stages.domains.search import candidates, chosen, described
 from nemo_merge.stages.domains.training import check_settings, fine_tunings
 from nemo_merge.stages.engine import Context
+from nemo_merge.stages.models import base_path
 from nemo_merge.stages.sets import SpeechSets
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ep_domains"
@@ -94,6 +95,41 @@ def test_every_combination_is_a_candidate(config):
     assert [item.name for item in best] == ["search-plain-00", "search-ties-01", "search-chained-00"]
 
 
+def test_the_search_keeps_few_models_and_is_not_repeated(config, tmp_path, monkeypatch):
+    context = Context(config, tmp_path, tmp_path)
+    models = [base_path(context), *(experiment.expert_path(context, name, 0) for name in config["domains"])]
+    for path in models:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    batches = []
+
+    def merge(context, wanted, seed):
+        for path in wanted:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        batches.append(list(wanted.values()))
+        assert len(list((tmp_path / "search").glob("*.nemo"))) == len(wanted)
+
+    monkeypatch.setattr(search, "_merge", merge)
+    monkeypatch.setattr(search, "transcribe_all", lambda context, models, sets: None)
+    monkeypatch.setattr(search, "_sample", lambda context, name, count: models[0])
+    monkeypatch.setattr(
+        search, "heard", lambda context, name, domain: [("um dois", "um"[int(name[-1]) % 2 :] + " dois")]
+    )
+    config["search"]["at_once"] = 3
+    config["merge"]["methods"] = {"soup": {}, "ties": {"search": {"density": [0.1, 0.2, 0.3, 0.4]}}}
+    best = search.search(context)
+    assert [len(batch) for batch in batches] == [3, 1]
+    assert [item.name for item in best] == ["search-soup-00", "search-ties-00"]
+    rows = json.loads((tmp_path / "search.json").read_text())
+    assert [row["dev"] for row in rows] == [0.0, 0.5, 0.0, 0.5]
+    assert [item.name for item in search.search(context)] == [item.name for item in best]
+    assert len(batches) == 2
+    config["merge"]["methods"]["ties"]["search"]["density"][0] = 0.15
+    search.search(context)
+    assert len(batches) == 4
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
@@ -143,7 +179,7 @@ def test_sets_that_lack_a_split_are_named_before_training(config, tmp_path):
     context = Context(config, tmp_path, tmp_path)
     experiment.check_splits(context)
     config["corpus"]["lectures"]["train"] = config["corpus"]["english"]["dev"] = 0
-    with pytest.raises(ConfigError, match=r"english has no dev; lectures has no train|lectures .*; english"):
+    with pytest.raises(ConfigError, match="lectures has no train; english has no dev"):
         experiment.check_splits(context)
     config["corpus"]["english"]["dev"] = 1
     config["train"]["experts"]["given"], config["train"]["joint"] = {"lectures": "given.nemo"}, None
@@ -220,7 +256,6 @@ def _tiny(config: dict) -> dict:
         tiny["train"][part]["optim"]["sched"]["max_steps"] = 2
     tiny["train"]["experts"]["optim"]["sched"]["warmup_steps"] = 1
     tiny["seeds"] = [0, 1]
-    tiny["search"]["at_once"] = 2
     tiny["merge"]["methods"] = {
         "soup": {},
         "boosted_tsvm": {"search": {"beta": [0.3, 1.0], "scale": [1.0]}},
