@@ -9,7 +9,7 @@ from typing import Any
 from ..scoring import Interval
 from .environment import environment
 from .findings import FAMILIES, findings
-from .markdown import p_value, table
+from .markdown import p_value, percent, table
 from .results import draw_bars, shown, signed
 
 Row = Mapping[str, Any]
@@ -66,7 +66,8 @@ def write_results(
             "the same utterances drawn for both; *p* is that of MAPSSWE over the words of these sets (two-tailed, "
             "corrected by Holm's method for the number of merges; the largest over the seeds). Settings of merges were "
             "chosen on development sets with the experts of one seed and used for all; nothing was chosen on test "
-            "sets. *Experts at home*: every expert on its own domain."
+            "sets. *Experts at home*: every expert on its own domain; *of the experts' gain*: mean over the domains of "
+            "(base - system) / (base - expert at home)."
         ),
         f"![Mean word error rate in domain by system]({bars.name})",
         "## Findings",
@@ -114,6 +115,7 @@ def _main_table(scores: Mapping[str, Any], kept: Sequence[str]) -> str:
         "family",
         "in domain",
         "seeds",
+        "of the experts' gain",
         *outside,
         "all sets",
         "by area",
@@ -132,6 +134,7 @@ def _main_table(scores: Mapping[str, Any], kept: Sequence[str]) -> str:
                 row["family"] or "",
                 _shown(row, "in domain"),
                 _spread(row, "in domain"),
+                percent(row["recovered"]) if row.get("recovered") else "",
                 *(_number(row, item) for item in outside),
                 _shown(row, "full"),
                 f"{100 * row['by area']:.1f}" if "by area" in row else "",

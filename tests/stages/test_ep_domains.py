@@ -73,6 +73,16 @@ def test_the_example_for_own_corpora_names_no_set_of_ep_mini(tmp_path):
     assert set(fine_tunings(context, base)) == {"joint-seed0", *(f"{name}-seed0" for name in own["domains"])}
 
 
+def test_three_domains_take_the_models_of_the_ten(config, tmp_path):
+    three = _settings(RECIPE / "conf" / "three_domains.yaml", ())
+    check_settings(three)
+    assert "karcher" not in three["merge"]["methods"]
+    assert three["merge"]["methods"]["tsvm"] == config["merge"]["methods"]["tsvm"]
+    few, many = (fine_tunings(Context(item, tmp_path, tmp_path), tmp_path) for item in (three, config))
+    assert few.items() <= many.items()
+    assert len(few) == 3
+
+
 def test_every_combination_is_a_candidate(config):
     config["merge"]["methods"] = {
         "plain": {"method": "soup"},

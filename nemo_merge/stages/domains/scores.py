@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...scoring import Interval, bootstrap_interval, domain_means, holm
+from ...scoring import Interval, bootstrap_interval, domain_means, holm, normalised_performance
 from ...scoring.alignment import error_slots
 from ...scoring.error_rates import ErrorCounts, sum_counts, word_errors
 from ...scoring.matched_pairs import MapssweResult, compare_slots
@@ -65,12 +65,20 @@ def score(context: Context) -> None:
     }
     for system, found in errors.items():
         row = {"family": families.get(system), **_rates(found, means)}
-        row["by area"] = domain_means({name: _rate(found[name]) for name in studied}, area_of(config)).full
+        by_set = {name: row["sets"][name]["interval"].value for name in studied}
+        row["by area"] = domain_means(by_set, area_of(config)).full
         if system not in (baseline, BASE):
             row["against"] = {name: _difference(found, errors[baseline], sets) for name, sets in means.items()}
         table["systems"][system] = row
         context.say(f"{system}: {100 * row['means']['in domain']['interval'].value:.1f} % in domain")
     table["systems"][EXPERTS] = {"family": None, **_rates(at_home, {"in domain": wanted["in domain"]})}
+    rates = {
+        system: {name: row["sets"][name]["interval"].value for name in wanted["in domain"]}
+        for system, row in table["systems"].items()
+    }
+    for system in errors:
+        found = normalised_performance(rates[BASE], rates[EXPERTS], rates[system])
+        table["systems"][system]["recovered"] = found.value
     slots = {name: [_slots(run, studied) for run in found] for name, found in texts.items()}
     merges = {name: slots[name] for name in families if name != baseline}
     table["significance"] = {
@@ -134,10 +142,6 @@ def _rates(errors: Errors, means: Mapping[str, Sequence[str]]) -> dict[str, Any]
             for name, names in means.items()
         },
     }
-
-
-def _rate(seeds: Sequence[Sequence[ErrorCounts]]) -> float:
-    return sum_counts([item for counts in seeds for item in counts]).rate
 
 
 def _difference(errors: Errors, baseline: Errors, sets: Sequence[str]) -> Interval:
