@@ -312,7 +312,7 @@ def test_the_study(tmp_path, settings):
     assert not list((folder / "search").glob("*.nemo"))
     best = min((row for row in searched if row["entry"] == "boosted_tsvm"), key=lambda row: row["dev"])
     record = open_checkpoint(folder / "merged" / "boosted_tsvm-seed1.nemo").metadata.provenance
-    assert record["method"]["parameters"]["beta"] == best["settings"]["beta"]
+    assert record["method"]["beta"] == best["settings"]["beta"]
 
     given = _tiny(settings)
     cuts = tmp_path / "data" / "cuts"
