@@ -39,7 +39,7 @@ def write_results(
         command: what made them.
         scores: what the scoring stage wrote.
         search: what every candidate scored on the development sets.
-        chosen: the settings that every searched merge runs with, in words; empty for those without.
+        chosen: the settings that every merge runs with, in words; empty for those without a search.
         titles: of the test sets, by name.
         stage_seconds: wall-clock seconds of every stage.
     """
@@ -167,11 +167,8 @@ def _settings_table(search: Sequence[Row], chosen: Mapping[str, str]) -> str:
     rows = []
     for entry, words in chosen.items():
         own = [row for row in search if row["entry"] == entry]
-        if not own:
-            rows.append([entry, words, "", "", ""])
-            continue
         best = min(own, key=lambda row: row["dev"])
-        spread = f"{100 * best['dev']:.1f} to {100 * max(row['dev'] for row in own):.1f}"
+        spread = " to ".join(dict.fromkeys(f"{100 * pick(row['dev'] for row in own):.1f}" for pick in (min, max)))
         rows.append([entry, words, str(len(own)), spread, _percent(best["retention"])])
     return table(["merge", "chosen", "tried", "in domain, range", "what the base knew"], rows)
 
