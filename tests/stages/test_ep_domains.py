@@ -83,6 +83,13 @@ def test_three_domains_take_the_models_of_the_ten(config, tmp_path):
     assert len(few) == 3
 
 
+def test_a_study_may_have_no_sets_beside_the_domains(config):
+    config["evaluate"] = {}
+    check_settings(config)
+    assert experiment.groups(config) == {"in domain": list(IN_DOMAIN)}
+    assert experiment.area_of(config) == {name: name for name in IN_DOMAIN}
+
+
 def test_every_combination_is_a_candidate(config):
     config["merge"]["methods"] = {
         "plain": {"method": "soup"},
@@ -153,6 +160,7 @@ def test_the_search_keeps_few_models_and_is_not_repeated(config, tmp_path, monke
         (("score", "baseline"), "tsvmm", "did you mean"),
         (("evaluate", "out_of_domain"), ["ood_kichen"], "ood_kichen"),
         (("evaluate", "areas", "read"), ["read_newz"], "read_newz"),
+        (("evaluate", "retention", "full"), ["english"], "name of another mean"),
         (("train", "base", "given"), "no.nemo", "train.base.given: no.nemo does not exist"),
         (("train", "experts", "given"), {"lecture": "no.nemo"}, "not among the domains"),
         (("train", "experts", "given"), {"lectures": "no.nemo"}, "given.lectures: no.nemo does not exist"),

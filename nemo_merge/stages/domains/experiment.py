@@ -78,7 +78,8 @@ def area_of(config: Config) -> dict[str, str]:
     """The area of every set in and out of domain; a set that ``evaluate.areas`` does not name is an area by itself."""
     areas = config["evaluate"].get("areas") or {}
     named = {name: area for area, sets in areas.items() for name in sets}
-    return {name: named.get(name, name) for group in ("in domain", "out of domain") for name in groups(config)[group]}
+    found = groups(config)
+    return {name: named.get(name, name) for name in [*found["in domain"], *found.get("out of domain", [])]}
 
 
 def check(config: Config) -> None:
@@ -86,12 +87,14 @@ def check(config: Config) -> None:
 
     Raises:
         ConfigError: a set that is used has no entry in ``corpus``, a given model does not exist, a baseline that is no
-            system, or a name that two systems have.
+            system, or a name that two systems or means have.
     """
     train, sets = config["train"], SpeechSets.read(config)
     areas = config["evaluate"].get("areas") or {}
     for name in [*test_sets(config), *(name for names in areas.values() for name in names)]:
         sets[name]  # raises where there is no such set
+    if reserved := {"in domain", "out of domain", "full", "retention"} & set(retained(config)):
+        raise ConfigError(f"evaluate.retention: {min(reserved)!r} is the name of another mean; call it differently")
     given = dict(train["experts"].get("given") or {})
     for domain in given:
         if domain not in config["domains"]:
