@@ -101,6 +101,7 @@ LAYERS = {
     },
     "hooks": {"_lazy", "errors", "tensors", "methods", "checkpoints", "merging", "corpora", "settings", "__init__"},
     "settings": {"errors", "methods"},
+    "fusion": {"_lazy", "errors", "settings", "checkpoints", "merging", "adapters", "hooks", "__init__"},
     "configs": set(),
     "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
 }
