@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from .._lazy import attach
 
 if TYPE_CHECKING:
+    from .cache import cache_features as cache_features
+    from .fused_preprocessor import FusedUpstreamPreprocessor as FusedUpstreamPreprocessor
     from .hconv import CHConv as CHConv
     from .hconv import HConv as HConv
     from .interfaces import ClsPooling as ClsPooling
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from .interfaces import GumbelSelection as GumbelSelection
     from .interfaces import WeightedSum as WeightedSum
     from .layer_interface import LayerInterface as LayerInterface
+    from .upstream import Upstream as Upstream
+    from .upstream import UpstreamOptions as UpstreamOptions
     from .upstream_fusion import UpstreamFusion as UpstreamFusion
 
 _HOMES = {
@@ -25,10 +29,14 @@ _HOMES = {
     "ClsPooling": "interfaces",
     "ConcatProjection": "interfaces",
     "GroupedWeightedSum": "interfaces",
+    "FusedUpstreamPreprocessor": "fused_preprocessor",
     "GumbelSelection": "interfaces",
     "HConv": "hconv",
     "LayerInterface": "layer_interface",
+    "Upstream": "upstream",
+    "cache_features": "cache",
     "UpstreamFusion": "upstream_fusion",
+    "UpstreamOptions": "upstream",
     "WeightedSum": "interfaces",
 }
 

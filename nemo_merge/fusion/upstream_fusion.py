@@ -140,7 +140,7 @@ class UpstreamFusion(nn.Module):
         self.mode, self.normalize, self.recompute = mode, normalize, recompute
         self.chunk_frames = whole_number("chunk_frames", chunk_frames)
         self.shapes = [UpstreamShape.of(upstream) for upstream in upstreams]
-        self.frame_shift = _frame_shift(rate, self.shapes)
+        self.frame_shift = common_frame_shift(rate, [shape.frame_shift for shape in self.shapes])
         self._resampling = [Resampling.between(shape.frame_shift, self.frame_shift) for shape in self.shapes]
         self._align_layers(layers)
         widths = self._align_widths(dim, in_proj, kind)
@@ -278,8 +278,12 @@ class UpstreamFusion(nn.Module):
             raise ConfigError(f"interface: {kind.__name__} does not take these settings ({error})") from error
 
 
-def _frame_shift(rate: str | float, shapes: Sequence[UpstreamShape]) -> float:
-    shifts = [shape.frame_shift for shape in shapes]
+def common_frame_shift(rate: str | float, shifts: Sequence[float]) -> float:
+    """Seconds between frames of the result, for models of some frame shifts; ``rate`` as for :class:`UpstreamFusion`.
+
+    Raises:
+        ConfigError: ``rate`` is neither a word that is known nor a rate.
+    """
     if rate == "max":
         return min(shifts)
     if rate == "min":
