@@ -111,9 +111,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path, preprocessor: Any) -> None:
         if not (folder / ABOUT).is_file():
-            raise ConfigError(
-                f"cache={str(folder)!r}: no finished cache; make it with nemo_merge.fusion.cache_features"
-            )
+            raise ConfigError(f"cache={str(folder)!r}: no cache that is finished; see nemo_merge.fusion.cache_features")
         from lhotse import CutSet
         from lhotse.utils import fastcopy
 
@@ -122,7 +120,7 @@ class FeatureCache:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         if about["fingerprint"] != fingerprint(preprocessor):
             raise ConfigError(
-                f"cache={str(folder)!r}: its layers are of other encoders, or chosen or computed differently; make it anew"
+                f"cache={str(folder)!r}: its layers are of other encoders, or were chosen differently; make it anew"
             )
         place = str(folder / ARRAYS)
         self._arrays: dict[str, list[Any]] = {
@@ -194,7 +192,5 @@ def _check_frozen(preprocessor: Any) -> None:
 def _samples(cut: Any) -> np.ndarray:
     samples = cut.load_audio()
     if samples.shape[0] != 1 or not samples.shape[1]:
-        raise AudioError(
-            f"cut {cut.id}: {samples.shape[0]} channels of {samples.shape[1]} samples; one of some is needed"
-        )
+        raise AudioError(f"cut {cut.id}: {list(samples.shape)} channels and samples; one channel of some is needed")
     return np.ascontiguousarray(samples[0], dtype=np.float32)

@@ -69,15 +69,16 @@ class FusedUpstreamPreprocessor(NeuralModule):
         super().__init__()
         restored = ModelPT._is_model_being_restored()
         given = [item if isinstance(item, nn.Module) else plain(item) for item in upstreams]
-        entries = [item if restored and "config" in item else describe(item) for item in given]
+        entries: list[Any] = [
+            item if restored and not isinstance(item, nn.Module) and "config" in item else describe(item)
+            for item in given
+        ]
         self._sample_rate, self.save_upstreams = sample_rate, save_upstreams
         settings = plain(settings)
         width = output_dim_of({"output_dim": output_dim, "features": features})
         self.window_stride = common_frame_shift(settings.get("rate", "max"), frame_shifts(entries))
         if window_stride is not None and abs(window_stride - self.window_stride) > 1e-6:
-            raise ConfigError(
-                f"window_stride={window_stride}, but frames are {self.window_stride} s apart; leave it out"
-            )
+            raise ConfigError(f"window_stride={window_stride}, but frames are {self.window_stride} s apart")
         self.upstreams = nn.ModuleList()
         for item, entry in zip(given, entries, strict=True):
             upstream = build(entry)
@@ -91,7 +92,7 @@ class FusedUpstreamPreprocessor(NeuralModule):
             elif not restored or (not save_upstreams and upstream.options.train == "frozen"):
                 load_weights(entry, upstream)
             self.upstreams.append(upstream.prepare())
-        self.fusion = _fusion(self.upstreams, mode, width, settings)
+        self.fusion = _fusion(list(self.upstreams), mode, width, settings)
         self.output_dim = self.fusion.output_dim
         self.config: dict[str, Any] = {
             "_target_": TARGET,
@@ -167,7 +168,7 @@ class FusedUpstreamPreprocessor(NeuralModule):
         wanted = getattr(model.encoder, "_feat_in", self.output_dim)
         if wanted != self.output_dim:
             raise ConfigError(
-                f"{type(model).__name__}: its encoder expects features of width {wanted}, these have {self.output_dim}; "
+                f"{type(model).__name__}: its encoder expects features of width {wanted}, not {self.output_dim}; "
                 f"set output_dim={wanted}, or feat_in of the encoder"
             )
         model.preprocessor = self

@@ -48,8 +48,9 @@ def huggingface_upstream(config: Mapping[str, Any], options: UpstreamOptions, na
 
 
 class _HuggingFace(Upstream):
-    """Hidden layers are those of ``output_hidden_states``: the input of the first block, each block's output, where
-    the last one is the encoder's, after its final normalisation if it has one.
+    """Hidden layers are those of ``output_hidden_states``.
+
+    The first is the input of the first block, the last the encoder's output, after its final normalisation if any.
     """
 
     def __init__(self, config: Mapping[str, Any], options: UpstreamOptions, name: str) -> None:
@@ -147,7 +148,8 @@ class Wav2VecUpstream(_HuggingFace):
     """wav2vec 2.0, HuBERT, WavLM or Data2Vec, with a padded batch heard as its utterances one by one would be.
 
     Models of which the first convolution normalises over time (the base models) hear padding there; they get the
-    utterances of a batch one after the other up to the end of the convolutions.
+    utterances of a batch one after the other up to the end of the convolutions. Data2Vec hears it in its positional
+    convolutions too, which are normalised in between, and gets utterances of different lengths one after the other.
     """
 
     def __init__(self, config: Mapping[str, Any], options: UpstreamOptions, name: str) -> None:
@@ -179,6 +181,17 @@ class Wav2VecUpstream(_HuggingFace):
         return samples
 
     def hidden_layers(self, audio: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        if self.config.model_type != "data2vec-audio" or len(set(lengths.tolist())) == 1:
+            return self._batch(audio, lengths)
+        single = [
+            self._batch(audio[row : row + 1, :length], lengths[row : row + 1])
+            for row, length in enumerate(lengths.tolist())
+        ]
+        rows = zip(*(layers for layers, _ in single), strict=True)
+        padded = [nn.utils.rnn.pad_sequence([layer[0] for layer in row], batch_first=True) for row in rows]
+        return padded, torch.cat([valid for _, valid in single])
+
+    def _batch(self, audio: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
         if self.do_normalize:
             inside = torch.arange(audio.shape[1], device=audio.device) < lengths[:, None]
             count = lengths[:, None].clamp(min=1)

@@ -52,7 +52,8 @@ class NemoUpstream(Upstream):
         self.sample_rate = int(config["preprocessor"].get("sample_rate", 16000))
         self.frame_shift = self.frame_shift_of(config)
         self.dim = encoder.d_model
-        if hasattr(featurizer := getattr(self.preprocessor, "featurizer", None), "pad_to"):
+        featurizer: Any = getattr(self.preprocessor, "featurizer", None)
+        if hasattr(featurizer, "pad_to"):
             featurizer.pad_to = 0  # as in transcribe(): frames that nobody hears need no computation
 
     @staticmethod

@@ -35,9 +35,7 @@ def describe(entry: Any) -> dict[str, Any]:
     if isinstance(entry, nn.Module):
         return {"nemo": type(entry).__name__, "kind": "nemo", "config": _nemo_config(plain(entry.cfg), "model")}
     if not isinstance(entry, Mapping):
-        raise ConfigError(
-            f"upstreams: {entry!r} is neither a mapping with one of {', '.join(SOURCES)} nor a NeMo model"
-        )
+        raise ConfigError(f"upstreams: {entry!r} is no NeMo model and no mapping with one of {', '.join(SOURCES)}")
     for key in entry:
         if key not in (*SOURCES, *OPTIONS, *DESCRIPTION):
             raise ConfigError(f"upstreams: no setting {key!r}{did_you_mean(str(key), (*SOURCES, *OPTIONS))}")

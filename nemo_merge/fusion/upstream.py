@@ -67,9 +67,7 @@ class Upstream(nn.Module, ABC):
         if not self.layers or any(isinstance(i, bool) or not isinstance(i, int) for i in self.layers):
             raise ConfigError(f"{name}: layers={options.layers!r} is no list of numbers")
         if self.layers != sorted(set(self.layers)) or not 0 <= self.layers[0] <= self.layers[-1] < depth:
-            raise ConfigError(
-                f"{name}: layers={self.layers} are not among its hidden layers 0 to {depth - 1}, in order"
-            )
+            raise ConfigError(f"{name}: layers={self.layers} are not some of 0 to {depth - 1}, in order")
         self.num_layers = len(self.layers)
 
     @abstractmethod

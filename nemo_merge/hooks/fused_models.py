@@ -39,7 +39,7 @@ def install() -> Callable[[], None]:
 
 def _described(cfg: Any) -> Any:
     """The configuration itself if it has nothing to do with fusion, else a copy with all that restoring needs."""
-    preprocessor = cfg.get("preprocessor") if hasattr(cfg, "get") else None
+    preprocessor: Any = cfg.get("preprocessor") if hasattr(cfg, "get") else None
     if not hasattr(preprocessor, "get") or preprocessor.get("_target_") != TARGET:
         return cfg
     from omegaconf import OmegaConf
