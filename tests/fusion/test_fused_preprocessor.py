@@ -81,13 +81,13 @@ def noise(*samples: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(model: Any, batch: Any, steps: int = 2) -> None:
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    model._optimizer = optimiser
-    model.train()
-    for _ in range(steps):
-        optimiser.zero_grad()
-        model.training_step(batch, 0)["loss"].backward()
-        optimiser.step()
+    """A stock trainer with the model's own optimiser."""
+    import lightning.pytorch as lightning
+
+    trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", barebones=True)
+    model.set_trainer(trainer)
+    model.setup_optimization({"name": "sgd", "lr": 0.1})
+    trainer.fit(model, torch.utils.data.DataLoader([batch] * steps, batch_size=None))
 
 
 def ctc_batch() -> Any:
@@ -219,7 +219,8 @@ def test_one_file_holds_everything(build, files, tmp_path):
         assert [h.text for h in again.transcribe(audio, verbose=False)] == [
             h.text for h in model.transcribe(audio, verbose=False)
         ]
-        assert not any(module.training for upstream in again.preprocessor.upstreams for module in upstream.modules())
+        for upstream in again.preprocessor.upstreams:
+            assert not [name for name, module in upstream.named_modules() if module.training]
         checked = again.cfg.preprocessor
         assert (checked.window_stride, checked.features) == (0.04, WIDTH)
         assert checked.upstreams[0].provenance.sha256
@@ -303,7 +304,7 @@ def test_cached_layers_are_those_of_the_encoders(build, files, tmp_path):
     fused = model.preprocessor.eval()
     cuts = cuts_of(tmp_path, 16000, 9000, 12345)
     cached = cache_features(fused, cuts, tmp_path / "cache", max_duration=2.0)
-    assert [cut.upstream_1.array.load().shape for cut in cached] == [(13, 4, 48), (8, 4, 48), (10, 4, 48)]
+    assert [cut.upstream_1.array.load().shape for cut in cached] == [(13, 4, 48), (7, 4, 48), (10, 4, 48)]
     audio = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(cut.load_audio()[0]) for cut in cuts], batch_first=True)
     lengths = torch.tensor([16000, 9000, 12345])
     expected, valid = fused(input_signal=audio, length=lengths)
@@ -323,7 +324,7 @@ def test_cached_layers_are_those_of_the_encoders(build, files, tmp_path):
     assert torch.allclose(with_one[[0, 2]], expected[[0, 2]], atol=1e-5)
     fused.use_cache(None)
     assert torch.allclose(fused(input_signal=changed, length=lengths)[0], with_one, atol=1e-4)
-    with pytest.raises(ConfigError, match="is no cache|no cache that is finished"):
+    with pytest.raises(ConfigError, match="no cache that is finished"):
         fused.use_cache(tmp_path)
     other = build(upstreams=[{"nemo": str(files["first"]), "layers": [0, 1, 2]}, {"nemo": str(files["first"])}])
     with pytest.raises(ConfigError, match="of other encoders"):
