@@ -63,9 +63,8 @@ class _HuggingFace(Upstream):
 
     @property
     def _model_class(self) -> Any:
-        from transformers import AutoModel
-
-        return AutoModel._model_mapping[type(self.config)]
+        """Class of the whole model, as checkpoints have it."""
+        raise NotImplementedError
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         self._take(self._model_class.from_pretrained(None, config=self.config, state_dict=dict(weights)))
@@ -125,6 +124,12 @@ class WhisperUpstream(_HuggingFace):
     def lora_targets(self) -> str:
         return r"(.*\.)?layers\.\d+\.self_attn\.(q|k|v|out)_proj"
 
+    @property
+    def _model_class(self) -> Any:
+        from transformers import WhisperModel
+
+        return WhisperModel
+
     def _take(self, model: Any) -> None:
         self.model.load_state_dict(model.encoder.state_dict())
 
@@ -153,11 +158,13 @@ class Wav2VecUpstream(_HuggingFace):
     """
 
     def __init__(self, config: Mapping[str, Any], options: UpstreamOptions, name: str) -> None:
+        from transformers import AutoModel
+
         super().__init__(config, options, name)
         if getattr(self.config, "add_adapter", False):
             raise ConfigError(f"{name}: it has a convolutional adapter behind its encoder (add_adapter)")
         self.do_normalize = bool(config["features"].get("do_normalize", True))
-        self.model = self._model_class(self.config)
+        self.model = AutoModel.from_config(self.config)
 
     @property
     def encoder(self) -> nn.Module:
@@ -168,6 +175,10 @@ class Wav2VecUpstream(_HuggingFace):
         if self.config.model_type == "wavlm":  # its attention reads the weights of its projections past their forward
             return r"(.*\.)?layers\.\d+\.feed_forward\.(intermediate|output)_dense"
         return r"(.*\.)?layers\.\d+\.attention\.(q|k|v|out)_proj"
+
+    @property
+    def _model_class(self) -> Any:
+        return type(self.model)
 
     def _take(self, model: nn.Module) -> None:
         self.model.load_state_dict(model.state_dict())

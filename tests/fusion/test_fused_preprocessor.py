@@ -16,6 +16,7 @@ from nemo_merge.errors import AudioError, CheckpointError, ConfigError
 pytestmark = pytest.mark.nemo
 TARGET = "nemo_merge.fusion.FusedUpstreamPreprocessor"
 WIDTH = 24
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def fused_config(nemo_models: Any, model: Any, preprocessor: dict[str, Any]) -> 
     config = OmegaConf.to_container(model.cfg)
     config["preprocessor"] = preprocessor
     config["encoder"] |= {"feat_in": WIDTH, "n_layers": 1, "subsampling_factor": 1}
-    config["decoder"] |= {"feat_in": None} if "feat_in" in config["decoder"] else {}
+    config.get("decoder", {}).update({"feat_in": None} if "feat_in" in config.get("decoder", {}) else {})
     nemo_models._fresh(0)
     return OmegaConf.create(config)
 
@@ -84,10 +85,16 @@ def train(model: Any, batch: Any, steps: int = 2) -> None:
     """A stock trainer with the model's own optimiser."""
     import lightning.pytorch as lightning
 
-    trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", barebones=True)
+    trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", log_every_n_steps=1, **QUIET)
     model.set_trainer(trainer)
     model.setup_optimization({"name": "sgd", "lr": 0.1})
     trainer.fit(model, torch.utils.data.DataLoader([batch] * steps, batch_size=None))
+
+
+def awake(model: Any) -> list[str]:
+    """Modules of the encoders that are in training mode; NeMo's activations are one object for all models."""
+    modules = [item for upstream in model.preprocessor.upstreams for item in upstream.named_modules()]
+    return [name for name, module in modules if module.training and not name.endswith("activation")]
 
 
 def ctc_batch() -> Any:
@@ -164,7 +171,7 @@ def test_frozen_encoders_stay_as_they_are(build):
     train(model, batch)
     model.unfreeze()  # what scripts and transcribe() may do
     train(model, batch)
-    assert not any(module.training for upstream in upstreams for module in upstream.modules())
+    assert not awake(model)
     assert model.preprocessor.training
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in upstreams.parameters())
     assert all(torch.equal(value, before[name]) for name, value in upstreams.state_dict().items())
@@ -219,8 +226,7 @@ def test_one_file_holds_everything(build, files, tmp_path):
         assert [h.text for h in again.transcribe(audio, verbose=False)] == [
             h.text for h in model.transcribe(audio, verbose=False)
         ]
-        for upstream in again.preprocessor.upstreams:
-            assert not [name for name, module in upstream.named_modules() if module.training]
+        assert not awake(again)
         checked = again.cfg.preprocessor
         assert (checked.window_stride, checked.features) == (0.04, WIDTH)
         assert checked.upstreams[0].provenance.sha256
@@ -235,7 +241,7 @@ def test_a_lightning_checkpoint_restores(build, tmp_path):
     import lightning.pytorch as lightning
 
     model = build()
-    trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", barebones=True)
+    trainer = lightning.Trainer(accelerator="cpu", **QUIET)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "fused.ckpt")
     again = type(model).load_from_checkpoint(tmp_path / "fused.ckpt", map_location="cpu").eval()

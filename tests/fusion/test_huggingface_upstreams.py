@@ -88,6 +88,25 @@ def test_whisper_hears_long_audio_window_by_window(folders):
     assert torch.allclose(layers[-1][0, :, 100:200], second[-1][0], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["hubert", "whisper"])
+def test_a_merge_is_an_encoder(kind, folders, tmp_path):
+    write = write_whisper if kind == "whisper" else lambda folder, seed: write_speech_model(folder, kind, seed)
+    other = write(tmp_path / "other", 1)
+    settings = {"experts": [str(folders[kind]), str(other)], "method": "soup"}
+    (tmp_path / "merge.yaml").write_text(json.dumps(settings))
+    entry = describe({"merge": str(tmp_path / "merge.yaml")})
+    assert entry["provenance"]["merge"]["method"]["name"] == "soup"
+    merged = build(entry)
+    load_weights(entry, merged)
+    own, first, second = (module.state_dict() for module in (merged, upstream_of(folders[kind]), upstream_of(other)))
+    name = next(name for name in own if name.endswith("layers.0.final_layer_norm.weight"))
+    linear = next(
+        name for name in own if name.endswith(("layers.0.fc1.weight", "layers.0.feed_forward.output_dense.weight"))
+    )
+    for key in (name, linear):
+        assert torch.allclose(own[key], (first[key] + second[key]) / 2, atol=1e-6)
+
+
 def test_some_layers_in_another_precision(folders):
     audio, lengths = noise(8000)
     every, _ = upstream_of(folders["hubert"])(audio, lengths)
