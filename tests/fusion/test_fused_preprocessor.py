@@ -85,7 +85,7 @@ def train(model: Any, batch: Any, steps: int = 2) -> None:
     """A stock trainer with the model's own optimiser."""
     import lightning.pytorch as lightning
 
-    trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", log_every_n_steps=1, **QUIET)
+    trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", log_every_n_steps=100, **QUIET)
     model.set_trainer(trainer)
     model.setup_optimization({"name": "sgd", "lr": 0.1})
     trainer.fit(model, torch.utils.data.DataLoader([batch] * steps, batch_size=None))
@@ -376,6 +376,22 @@ def test_nemo_allows_nothing_else(nemo_models, files):
     nemo_merge.unregister()
     try:
         assert not common._is_target_allowed(TARGET)
+    finally:
+        nemo_merge.register()
+
+
+def test_decoding_accepts_fused_models(build, tmp_path):
+    from nemo_merge.training.nemo_recogniser import NemoRecogniser
+    from nemo_merge.training.recogniser import RecogniserSettings
+
+    model = build().eval()
+    model.save_to(str(tmp_path / "fused.nemo"))
+    audio = [noise(16000)[0][0].numpy()]
+    expected = [hypothesis.text for hypothesis in model.transcribe(audio, verbose=False)]
+    nemo_merge.unregister()
+    try:
+        recogniser = NemoRecogniser(tmp_path / "fused.nemo", RecogniserSettings(), torch.device("cpu"))
+        assert recogniser.transcribe(audio, {}) == [text.strip() for text in expected]
     finally:
         nemo_merge.register()
 

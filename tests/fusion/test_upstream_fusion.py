@@ -66,6 +66,17 @@ def test_chunks_change_nothing(mode):
         assert torch.allclose(one.grad, other.grad, atol=1e-5)
 
 
+@pytest.mark.parametrize("merge", ["sum", "concat", "stack"])
+def test_models_can_be_put_together_otherwise(merge):
+    fusion = UpstreamFusion([FAST, SLOW], merge=merge, in_proj="linear", dim=20, merge_scale="learned")
+    assert [type(module) for module in fusion.projections] == [torch.nn.Linear] * 2
+    assert fusion.interface.num_layers == (10 if merge == "stack" else 6)
+    assert fusion.interface.dim == (40 if merge == "concat" else 20)
+    output, _ = fusion(batch(FAST, SLOW), LENGTHS)
+    output.square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in fusion.parameters())
+
+
 def test_one_model_is_its_interface():
     features = batch(FAST, times=(51,))
     fusion = UpstreamFusion([FAST], normalize=False)
