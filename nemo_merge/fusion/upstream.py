@@ -130,8 +130,8 @@ class Upstream(nn.Module, ABC):
         Returns:
             Layers, of the frames that an utterance has at most, and valid frames.
         """
-        inside = torch.arange(audio.shape[1], device=audio.device) < lengths[:, None]
-        audio = audio.float().masked_fill(~inside, 0.0)
+        audio = audio[:, : int(lengths.max())].float()
+        audio = audio.masked_fill(torch.arange(audio.shape[1], device=audio.device) >= lengths[:, None], 0.0)
         precision = PRECISIONS[self.options.precision]
         with (
             torch.no_grad() if self.options.train == "frozen" else nullcontext(),

@@ -134,6 +134,9 @@ class UpstreamFusion(nn.Module):
         _one_of(MODES, mode=mode)
         _one_of(SCALES, merge_scale=merge_scale)
         _one_of(PROJECTIONS, in_proj=in_proj)
+        for name, value in (("normalize", normalize), ("recompute", recompute)):
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name}={value!r} is neither true nor false")
         kind, own_merge = MODES[mode]
         self.merge = own_merge if merge is None else merge
         _one_of(MERGES, merge=self.merge)

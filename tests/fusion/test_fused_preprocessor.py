@@ -397,6 +397,27 @@ def test_decoding_accepts_fused_models(build, tmp_path):
 
 
 @pytest.mark.slow
+def test_fine_tuning_accepts_fused_models(build, tmp_path):
+    from nemo_merge import open_checkpoint
+    from nemo_merge.training.fine_tune import FineTuningJob, fine_tune
+    from tests.fixtures.audio import write_audio, write_manifest
+
+    base, output = tmp_path / "fused.nemo", tmp_path / "tuned.nemo"
+    build().save_to(str(base))
+    train = write_manifest(tmp_path / "train.json", write_audio(tmp_path / "audio", 4), text="o gato")
+    nemo_merge.unregister()
+    try:
+        optim = {"name": "adamw", "lr": 1e-2}
+        fine_tune(FineTuningJob(str(base), str(output), train=[str(train)], steps=2, batch_size=2, optim=optim))
+    finally:
+        nemo_merge.register()
+    with open_checkpoint(base) as before, open_checkpoint(output) as after:
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("preprocessor.fusion.") for name in moved)
+    assert not any(name.startswith("preprocessor.upstreams.") for name in moved)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["transducer", "attention", "hybrid"])
 def test_other_recognisers(kind, nemo_models, files, tmp_path):
     from tests.adapters.test_nemo_models import batches

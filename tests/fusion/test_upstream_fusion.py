@@ -187,6 +187,7 @@ def test_it_can_be_saved_and_traced(mode, tmp_path):
         ({"layers": "most"}, "layers='most' is not a whole number"),
         ({"interface": {"groups": 2}}, "HConv does not take these settings"),
         ({"interface": {"dim": 2}}, "dim is an argument of UpstreamFusion itself"),
+        ({"normalize": "per_feature"}, "normalize='per_feature' is neither true nor false"),
         ({"output_dim": 0}, "output_dim=0 is not a whole number"),
     ],
 )
