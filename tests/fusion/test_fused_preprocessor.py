@@ -180,6 +180,7 @@ def test_frozen_encoders_stay_as_they_are(build):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["full", "lora"])
 def test_encoders_can_be_trained(build, files, how, tmp_path):
     options = {"train": how, **({"lora": {"r": 2, "lora_alpha": 4}} if how == "lora" else {})}
@@ -237,6 +238,7 @@ def test_one_file_holds_everything(build, files, tmp_path):
             path.rename(files[name])
 
 
+@pytest.mark.slow
 def test_a_lightning_checkpoint_restores(build, tmp_path):
     import lightning.pytorch as lightning
 
@@ -380,6 +382,7 @@ def test_nemo_allows_nothing_else(nemo_models, files):
         nemo_merge.register()
 
 
+@pytest.mark.slow
 def test_decoding_accepts_fused_models(build, tmp_path):
     from nemo_merge.training.nemo_recogniser import NemoRecogniser
     from nemo_merge.training.recogniser import RecogniserSettings
@@ -404,7 +407,7 @@ def test_fine_tuning_accepts_fused_models(build, tmp_path):
 
     base, output = tmp_path / "fused.nemo", tmp_path / "tuned.nemo"
     build().save_to(str(base))
-    train = write_manifest(tmp_path / "train.json", write_audio(tmp_path / "audio", 4), text="o gato")
+    train = write_manifest(tmp_path / "train.json", write_audio(tmp_path / "audio", 8), text="o gato")
     nemo_merge.unregister()
     try:
         optim = {"name": "adamw", "lr": 1e-2}
