@@ -172,6 +172,7 @@ def fine_tune(job: FineTuningJob, report: Report | None = None) -> Outcome:
 
     from .continuation import Continuation
     from .feasibility import check_feasible
+    from .fused_models import accept_fused
     from .outcome import finish
     from .regulariser_settings import add_regulariser, base_fisher
     from .repeatable import checkpoint_callbacks, forget, resumable_checkpoint
@@ -187,6 +188,7 @@ def fine_tune(job: FineTuningJob, report: Report | None = None) -> Outcome:
     trainer = make_trainer(callbacks, **_trainer_settings(job))
     if job.exp_manager is not None:
         _manage(trainer, job.exp_manager)
+    accept_fused(Path(job.base))
     model = ASRModel.restore_from(str(job.base), map_location="cpu", trainer=trainer)
     _set_augmentation(model, job.spec_augment)
     loader = _loader(job, model)
