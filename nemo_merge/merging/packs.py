@@ -72,6 +72,15 @@ class PackOptions:
         if self.dtype not in _DTYPES:
             raise ConfigError(f"dtype={self.dtype!r} does not exist{did_you_mean(str(self.dtype), _DTYPES)}")
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> PackOptions:
+        """The options by name; one that does not exist is a ConfigError too."""
+        known = cls.__dataclass_fields__
+        for key in options:
+            if key not in known:
+                raise ConfigError(f"there is no option {key!r}{did_you_mean(key, known)}")
+        return cls(**options)
+
     def settings(self) -> dict[str, Any]:
         """For the header of the pack: what has an effect."""
         if self.keep == 1:
@@ -145,11 +154,7 @@ def pack(
         ConfigError: an option that does not exist, or a value out of range.
         OutputError: the output exists or cannot be written.
     """
-    known = PackOptions.__dataclass_fields__
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"there is no option {key!r}{did_you_mean(key, known)}")
-    chosen, target = PackOptions(**options), Path(output)
+    chosen, target = PackOptions.of(options), Path(output)
     if not target.name.endswith(".safetensors"):
         raise ConfigError(f"{target}: a pack is a safetensors file; choose an output that ends in {PACK_SUFFIX}")
     check_output(target, overwrite)
@@ -273,7 +278,7 @@ def _factors(matrix: Float[Tensor, "rows columns"], options: PackOptions) -> tup
     else:
         share = max(1, int(options.rank_fraction * short + 1e-9)) if options.rank_fraction else 0
         rank = min(share if options.rank is None else options.rank, short)
-        found = randomised_svd(matrix, rank) if 0 < rank and 8 * (rank + 8) <= short else None
+        found = randomised_svd(matrix, rank) if rank > 0 and 8 * (rank + 8) <= short else None
         u, s, vt = found if found is not None else thin_svd(matrix, max(rank, 1))
     root = s[:rank].sqrt()
     return u[:, :rank] * root, root[:, None] * vt[:rank]
