@@ -5,7 +5,7 @@ from __future__ import annotations
 from .api import MergeReport, merge, merge_state_dicts
 from .emr import apply_emr
 from .engine import execute
-from .extend import ExtensionReport, extend, forget
+from .extension import ExtensionReport, extend, forget
 from .grid import sweep
 from .pack_experts import pack_experts
 from .packs import PackReport, pack

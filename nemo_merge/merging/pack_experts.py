@@ -47,15 +47,13 @@ def pack_experts(
     model = MergedModel(merged, base, inputs, target if target.is_dir() and not overwrite else None)
     if model.base is None:
         raise ConfigError(f"{model.path}: was merged without a base, of which packs are changes")
-    found = {member: model.locator.expert(member) for member in model.composition.members}
-    missing = [
-        f"{member.entry['path']}: the expert {member.name} is not found" for member, at in found.items() if not at
-    ]
+    found = [(member, model.locator.expert(member)) for member in model.composition.members]
+    missing = [f"{member.entry['path']}: the expert {member.name} is not found" for member, at in found if at is None]
     if missing:
         raise PlanError([*missing, "say where with inputs (folders)"])
     reports = []
     target.mkdir(parents=True, exist_ok=True)
-    for member, at in found.items():
+    for member, at in found:
         assert at is not None
         with ExitStack() as stack:
             expert = open_source(at.source, stack)
