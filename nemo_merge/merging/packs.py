@@ -227,6 +227,8 @@ def _encode(
         return _Encoded(kept_whole)  # rows of other tokens, counters: no change that could be measured
     change = expert.double() - base.double()
     total = float(change.square().sum())
+    if not total < float("inf"):
+        raise PlanError([f"tensor {name!r} of expert or base holds NaN or infinite values; this model is broken"])
     if expert.dim() < 2 or options.keep == 1:
         return _Encoded(kept_whole, 0.0, total)
     parts = _compress(change, options)

@@ -136,6 +136,7 @@ BAD = {
     "exists": ({"output": "old.pack.safetensors"}, OutputError, "exists already"),
     "the base itself": ({"expert": "base.nemo"}, PlanError, "does not differ from"),
     "another model": ({"expert": "other.nemo"}, PlanError, "another shape"),
+    "not finite": ({"expert": "broken.nemo"}, PlanError, "NaN or infinite values"),
     "an adapter": ({"expert": "adapter"}, PlanError, "small already"),
     "a pack": ({"expert": "old.pack.safetensors"}, PlanError, "small already"),
 }  # fmt: skip
@@ -147,6 +148,7 @@ def test_what_cannot_be_packed(change, kind, message, tmp_path):
     write_nemo(tmp_path / "base.nemo", base)
     write_nemo(tmp_path / "expert.nemo", expert)
     write_nemo(tmp_path / "other.nemo", state_dict(width=16))
+    write_nemo(tmp_path / "broken.nemo", {**expert, LINEAR: expert[LINEAR] * torch.nan})
     module = LINEAR.removesuffix(".weight")
     lora_folder(tmp_path / "adapter", {module: (torch.ones(24, 1), torch.ones(1, 12))})
     pack(tmp_path / "expert.nemo", tmp_path / "base.nemo", tmp_path / "old.pack.safetensors")
