@@ -33,7 +33,7 @@ One model, merged from {{ inside.experts | length }} expert{{ "s" if inside.expe
 | expert | weight | model | pack |
 |---|---|---|---|
 {% for expert in inside.experts %}| {{ expert.name }} | {{ "%g" % expert.weight }} | {{ expert.path }} | \
-{% if expert.kept_as %}{{ expert.kept_as.path }} ({{ "%.1f" % (expert.kept_as.bytes / 1e6) }} MB, lacks \
+{% if "kept_as" in expert %}{{ expert.kept_as.path }} ({{ "%.1f" % (expert.kept_as.bytes / 1e6) }} MB, lacks \
 {{ "%.1f" % (100 * expert.kept_as.error) }} % of its change){% endif %} |
 {% endfor %}
 {% for line in inside.history %}{{ loop.index }}. {{ line }}

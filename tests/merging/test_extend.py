@@ -52,8 +52,11 @@ def test_the_methods_that_add():
     assert ADDITIVE == ["breadcrumbs", "lors", "soup", "star", "task_arithmetic"]
 
 
-@pytest.mark.parametrize(("scale", "statistics"), [(None, "pooled"), (0.3, "average")])
-@pytest.mark.parametrize("method", ADDITIVE)
+@pytest.mark.parametrize(
+    ("method", "scale", "statistics"),
+    [(method, *((0.3, "average") if index % 2 else (None, "pooled"))) for index, method in enumerate(ADDITIVE)]
+    + [pytest.param(method, 1.5, "base", marks=pytest.mark.slow) for method in ADDITIVE],
+)
 def test_an_update_is_the_merge_of_all_and_can_be_undone(method, scale, statistics, four, tmp_path):
     base, experts = four
     weights = [1, 2, 0.5, 1.5]
