@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..vocabulary import Token, Vocabulary
 from .inputs import name_of
-from .vocabulary import numbers_of, ranges
+from .ranges import numbers_of, ranges
 
 _REFERENCE = ("path", "format", "sha256", "adapter", "ema", "pack", "fine_tuned")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..checkpoints import AdapterCheckpoint, Checkpoint, NemoAdapterCheckpoint, PackCheckpoint
 from ..checkpoints.pack import PACK_SUFFIX
-from ..errors import ConfigError, PlanError
+from ..errors import ConfigError, OutputError, PlanError
 from .api import MergeReport
 from .composition import Composition, Member
 from .inputs import Source, name_of, open_source
@@ -242,9 +242,11 @@ def _kept(
             return
     if model.base is None:
         raise ConfigError(f"{model.path}: was merged without a base, of which packs are changes; leave packs out")
-    folder = Path(packs)
-    folder.mkdir(parents=True, exist_ok=True)
-    made = pack(expert, model.base, folder / (name + PACK_SUFFIX), name=name, workers=workers, **options)
+    target = Path(packs, name + PACK_SUFFIX)
+    if target.exists():
+        raise OutputError(f"{target}: is the pack of another expert; pass another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = pack(expert, model.base, target, name=name, workers=workers, **options)
     model.locator.add(made.output)
     try:
         yield made

@@ -21,9 +21,9 @@ from .inputs import Source
 from .locate import Found, Locator
 from .plan import VocabularyPolicy
 from .provenance import plain, record_of
+from .ranges import numbers_of
 from .reproduce import recorded_options
 from .update import Update, method_of, tokens_after, update_inputs
-from .vocabulary import numbers_of
 
 How = Literal["auto", "merge", "update"]
 Way = Literal["merge", "update"]
@@ -192,7 +192,7 @@ class MergedModel:
         factors, extension = self.factors(after), dict[str, Any](step)
         if factors is None:
             if not total + weight > 0:
-                raise ConfigError(f"the weights of {', '.join(after.names)} sum to {total + weight:g}, : no mean")
+                raise ConfigError(f"weights that sum to {total + weight:g} give no running mean; pass another weight")
             factors = total / (total + weight), 1 / (total + weight)
             after = replace(after, approximations=[*after.approximations, f"{name} was added as a running mean"])
         elif self._before.name not in _LINEAR:
