@@ -51,9 +51,8 @@ class ExtensionReport:
 
     def __str__(self) -> str:
         way = "merged again" if self.how == "merge" else "updated"
-        lines = [f"{self.output}: {way} in {self.merge.seconds:.1f} s; holds {', '.join(self.experts)}"]
-        lines += [f"approximate: {sentence}" for sentence in self.approximations]
-        return "\n".join([*lines, *([str(self.pack)] if self.pack else [])])
+        line = f"{self.output}: {way} in {self.merge.seconds:.1f} s; holds {', '.join(self.experts)}"
+        return f"{line}\n{self.pack}" if self.pack else line
 
 
 def extend(
@@ -258,5 +257,5 @@ def _kept(
 def _report(merge: MergeReport, way: str, made: PackReport | None = None) -> ExtensionReport:
     composition = Composition.of(merge.provenance, merge.output)
     for sentence in composition.approximations:
-        logger.warning(sentence)
+        logger.warning("%s: approximate: %s", merge.output, sentence)
     return ExtensionReport(merge, way, composition.names, composition.approximations, made)

@@ -95,7 +95,7 @@ def test_where_all_experts_are_found_they_are_merged_again(method, four, tmp_pat
     assert list(left.experts) == ["x", "y"]
 
 
-@pytest.mark.parametrize("method", ["lors", "boosted_tsvm"])
+@pytest.mark.parametrize("method", [pytest.param("lors", marks=pytest.mark.slow), "boosted_tsvm"])
 def test_a_chain(method, four, tmp_path):
     """Merge, extend, extend, forget the first; every model can be repeated, the last also without what came before."""
     base, experts = four
@@ -216,7 +216,10 @@ GROWING = {
 }
 
 
-@pytest.mark.parametrize(("tokens", "others"), GROWING.values(), ids=GROWING)
+@pytest.mark.parametrize(
+    ("tokens", "others"),
+    [pytest.param(*GROWING[name], id=name, marks=pytest.mark.slow if name == "characters" else ()) for name in GROWING],
+)
 @pytest.mark.parametrize(
     ("method", "kind"), [pytest.param("task_arithmetic", "ctc", marks=pytest.mark.slow), ("lors", "tdt")]
 )
