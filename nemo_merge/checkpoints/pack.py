@@ -71,7 +71,9 @@ class PackCheckpoint(Checkpoint):
                 raise CheckpointError(
                     f"{self.path}: holds {', '.join(sorted(parts))} of tensor {name!r}, which do not make a change"
                 )
-        self.metadata = Metadata("pack", f"pack of {self.about['expert']['path']}", self._summary)
+        told = ", ".join(f"{key} {value}" for key, value in self.about["settings"].items())
+        lacks = f"lacks {self.about['error']:.1%} of its change" if self.about["error"] else "lacks nothing"
+        self.metadata = Metadata("pack", f"of {self.about['expert']['path']} ({told}; {lacks})", self._summary)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._file[name]

@@ -251,7 +251,8 @@ def test_packs_tell_of_themselves(wide, tmp_path):
     report = pack(expert, base, tmp_path / "x.pack.safetensors", name="pt", rank=2, keep=0.1)
     with open_checkpoint(report.output) as packed:
         assert isinstance(packed, PackCheckpoint)
-        assert packed.metadata.model_class == f"pack of {expert}"
+        shown = f"of {expert} (dtype bfloat16, keep 0.1, rank 2; lacks {report.error:.1%} of its change)"
+        assert packed.metadata.model_class == shown
         assert packed.details["pack"]["name"] == "pt"
         assert packed.details["pack"]["settings"] == {"rank": 2, "keep": 0.1, "dtype": "bfloat16"}
         with pytest.raises(PlanError, match="cannot be what a merge starts from"):
