@@ -88,7 +88,9 @@ LAYERS = {
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "corpora", "__init__"},
     "training": {"errors", "checkpoints", "adapters", "searching", "__init__"},
     "searching": {"_lazy", "errors", "methods", "merging", "scoring", "training"},
+    "termination": {"errors"},
     "cli": {
+        "termination",
         "searching",
         "errors",
         "tensors",
@@ -116,7 +118,18 @@ LAYERS = {
     "settings": {"errors", "methods"},
     "fusion": {"_lazy", "errors", "settings", "checkpoints", "merging", "adapters", "hooks", "__init__"},
     "configs": set(),
-    "stages": {"errors", "corpora", "scoring", "reporting", "training", "merging", "checkpoints", "__init__"},
+    "stages": {
+        "termination",
+        "errors",
+        "corpora",
+        "scoring",
+        "reporting",
+        "training",
+        "merging",
+        "methods",
+        "checkpoints",
+        "__init__",
+    },
 }
 WITHOUT_NEMO = (
     "methods", "linalg", "low_rank", "posterior", "tensors", "vocabulary", "scoring", "checkpoints", "merging", "settings", "cli",
