@@ -60,7 +60,8 @@ def write_results(
         _main_table(scores, kept),
         "<!-- --8<-- [end:results] -->",
         (
-            f"Means over {seeds} seeds of the fine-tunings (one base). In brackets: 95 % bootstrap intervals over "
+            f"{f'Means over {seeds} seeds' if seeds > 1 else 'One seed'} of the fine-tunings (one base). In brackets: "
+            "95 % bootstrap intervals over "
             "utterances, the same ones for all seeds and systems; *seeds*: least and largest. Means count the sets "
             f"alike: *in domain* {len(scores['groups']['in domain'])} sets, "
             f"*all sets* with the {len(scores['groups'].get('out of domain', []))} sets out of domain; *by area* "
