@@ -102,7 +102,7 @@ def train(context: Context) -> None:
     base = train_base(context)
     known, new = (
         [cuts_path(context, name, "train") for name in names]
-        for names in (config["train"]["base"]["data"], [config["target"]])
+        for names in (config["train"]["base"].get("data", config["source"]), [config["target"]])
     )
     depends_on = {"files": [identity(path) for path in (base, *known, *new)]}
     jobs = {}

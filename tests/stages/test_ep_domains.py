@@ -23,7 +23,7 @@ from nemo_merge.stages.domains import experiment, scores, search
 from nemo_merge.stages.domains.search import candidates, chosen, described
 from nemo_merge.stages.domains.training import check_settings, fine_tunings
 from nemo_merge.stages.engine import Context
-from nemo_merge.stages.models import base_path
+from nemo_merge.stages.models import model_path
 from nemo_merge.stages.sets import SpeechSets
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ep_domains"
@@ -117,7 +117,7 @@ def test_every_combination_is_a_candidate(config):
 
 def test_the_search_keeps_few_models_and_is_not_repeated(config, tmp_path, monkeypatch):
     context = Context(config, tmp_path, tmp_path)
-    models = [base_path(context), *(experiment.expert_path(context, name, 0) for name in config["domains"])]
+    models = [model_path(context, "base"), *(experiment.expert_path(context, name, 0) for name in config["domains"])]
     for path in models:
         path.parent.mkdir(exist_ok=True)
         path.touch()

@@ -9,7 +9,7 @@ from typing import Any
 from ...corpora.mini import SPLITS
 from ...errors import ConfigError, did_you_mean
 from ..engine import Context
-from ..models import base_path, merged_path, model_path
+from ..models import merged_path, model_path
 from ..sets import SpeechSets
 
 Config = Mapping[str, Any]
@@ -41,7 +41,7 @@ def systems(config: Config) -> list[str]:
 def runs(context: Context, system: str) -> dict[str, Path]:
     """The models of a system by name: one per seed, except for the base."""
     if system == BASE:
-        return {BASE: base_path(context)}
+        return {BASE: model_path(context, "base")}
     seeds = context.config["seeds"]
     if system == JOINT:
         return {f"{JOINT}-seed{seed}": joint_path(context, seed) for seed in seeds}

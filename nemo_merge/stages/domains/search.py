@@ -17,7 +17,7 @@ from ...scoring.error_rates import word_error_rate
 from ...training.decode import read_hypotheses
 from ..data import cuts_path
 from ..engine import Context, identity
-from ..models import base_path
+from ..models import model_path
 from ..results import transcribe_all
 from .experiment import check, expert_path, merge_path, retained
 
@@ -97,7 +97,7 @@ def search(context: Context) -> list[Candidate]:
     every = candidates(config)
     options = config["search"]
     seed = config["seeds"][0]
-    inputs = [base_path(context), *(expert_path(context, domain, seed) for domain in config["domains"])]
+    inputs = [model_path(context, "base"), *(expert_path(context, domain, seed) for domain in config["domains"])]
     kept = [name for names in retained(config).values() for name in names]
     sets = {name: _sample(context, name, options["utterances"]) for name in (*config["domains"], *kept)}
     file = context.expdir / "search.json"
@@ -166,7 +166,7 @@ def _merge(context: Context, wanted: Mapping[Path, Candidate], seed: int) -> Non
         for path in outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
         options = Options(then=then, overwrite=True, workers=context.jobs, progress=False)
-        for done in merge_variants(base_path(context), experts, outputs, options):
+        for done in merge_variants(model_path(context, "base"), experts, outputs, options):
             for warning in done.warnings:
                 context.say(f"{done.output.name}: {warning}")
     context.say(f"seed {seed}: {len(wanted)} merges of {len(experts)} experts")

@@ -13,7 +13,7 @@ from ...training.fine_tune import FineTuningJob
 from ...training.jobs import Job
 from ..data import cuts_path
 from ..engine import Context, identity
-from ..models import base_path, train_base
+from ..models import model_path, train_base
 from ..workers import run_jobs
 from .experiment import JOINT, check, check_splits, expert_path, expert_runs, joint_path, runs, systems
 from .search import candidates
@@ -84,5 +84,5 @@ def _jobs(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def model_files(context: Context) -> list[Path]:
     """What stage 3 leaves."""
-    jobs = fine_tunings(context, base_path(context))
-    return [base_path(context), *(Path(job.output) for job in jobs.values())]
+    jobs = fine_tunings(context, model_path(context, "base"))
+    return [model_path(context, "base"), *(Path(job.output) for job in jobs.values())]
