@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from .results import draw_bars, shown, signed
 
 Row = Mapping[str, Any]
 _COLOURS = {"parameter space": "#2a6fbb", "task vectors": "#e0912f", "task subspace": "#2b8a57"}
+_NEAR = (0.9, 0.035)  # points across and logarithm of the rate up, within which labels overlap
 _OTHERS = ("base", "experts", "joint")
 _LABELS = {"experts": "experts at home", "joint": "joint fine-tuning"}
 
@@ -58,7 +60,8 @@ def write_results(
         _main_table(scores, kept),
         "<!-- --8<-- [end:results] -->",
         (
-            f"Means over {seeds} seeds of the fine-tunings (one base). In brackets: 95 % bootstrap intervals over "
+            f"{f'Means over {seeds} seeds' if seeds > 1 else 'One seed'} of the fine-tunings (one base). In brackets: "
+            "95 % bootstrap intervals over "
             "utterances, the same ones for all seeds and systems; *seeds*: least and largest. Means count the sets "
             f"alike: *in domain* {len(scores['groups']['in domain'])} sets, "
             f"*all sets* with the {len(scores['groups'].get('out of domain', []))} sets out of domain; *by area* "
@@ -206,37 +209,76 @@ def _draw_means(path: Path, scores: Mapping[str, Any], notice: str) -> None:
 
 
 def _draw_trade_off(path: Path, scores: Mapping[str, Any], notice: str) -> None:
-    """In domain against what the base knew, without which against out of domain; best is the lower left."""
+    """In domain against what the base knew, without which against all sets; best is the lower left.
+
+    Joint fine-tuning, which may be far from the merges, has a panel of its own with the same upright axis.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     other = "retention" if "retention" in scores["systems"]["base"]["means"] else "full"
-    figure, axes = pyplot.subplots(figsize=(9.5, 6.2), layout="constrained")
+    known = "what the base knew" if other == "retention" else "all sets"
+    joint = "joint" in scores["systems"]
+    figure, panels = pyplot.subplots(
+        1,
+        1 + joint,
+        figsize=(9.5, 6.2),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+        width_ratios=[1, 5][-1 - joint :],
+    )
+    left, right = panels[0][0], panels[0][-1]
     labelled: set[str] = set()
-    for name in in_order(scores):
-        if name == "experts":
-            continue
+    places: dict[str, tuple[float, float]] = {}
+    for name in (name for name in in_order(scores) if name != "experts"):
         row = scores["systems"][name]
         family = row["family"] or _label(name)
-        colour = _COLOURS.get(family, "black")
+        axes = left if name == "joint" else right
+        style = {"color": _COLOURS.get(family, "black"), "lw": 0}
         marker, size = {"base": ("*", 13), "joint": ("D", 8)}.get(name, ("o", 6))
         place = 100 * _value(row, "in domain"), 100 * _value(row, other)
-        label = None if family in labelled else family
+        label = None if family in labelled or name == "joint" else family
         labelled.add(family)
-        axes.plot(*place, marker=marker, ms=size, color=colour, lw=0, label=label, zorder=3)
+        axes.plot(*place, marker=marker, ms=size, label=label, zorder=3, **style)
         if len(scores["seeds"]) > 1:
             seeds = [[100 * value for value in row["means"][item]["seeds"]] for item in ("in domain", other)]
-            axes.plot(*seeds, marker=marker, ms=2.5, color=colour, lw=0, alpha=0.4, zorder=2)
-        axes.annotate(_label(name), place, xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
-    axes.set_xlabel("in domain: mean word error rate, %")
-    axes.set_ylabel(f"{'what the base knew' if other == 'retention' else 'all sets'}: mean word error rate, %")
-    axes.set_title(notice, fontsize=8, color="#555")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+            axes.plot(*seeds, marker=marker, ms=2.5, alpha=0.4, zorder=2, **style)
+        if name == "joint":
+            axes.set_xlim(place[0] - 1.5, place[0] + 1.5)
+            axes.annotate(_label(name), place, xytext=(0, 9), textcoords="offset points", fontsize=7, ha="center")
+        else:
+            places[name] = place
+    for names, place in _together(places):
+        first, more = _label(names[0]), f" and {len(names) - 1} more" if len(names) > 1 else ""
+        right.annotate(first + more, place, xytext=(6, 3), textcoords="offset points", fontsize=7, color="#333")
+    right.set_xlabel("in domain: mean word error rate, %")
+    left.set_ylabel(f"{known}: mean word error rate, %, logarithmic")
+    left.set_yscale("log")
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("{x:g}")
+    figure.suptitle(notice, fontsize=8, color="#555")
+    for axes in panels[0]:
+        axes.spines[["top", "right"]].set_visible(False)
+    right.margins(x=0.08)
+    right.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=95)
     pyplot.close(figure)
+
+
+def _together(places: Mapping[str, tuple[float, float]]) -> list[tuple[list[str], tuple[float, float]]]:
+    """Systems whose labels would overlap, and where the first of them is."""
+    groups: list[tuple[list[str], tuple[float, float]]] = []
+    for name, (x, y) in places.items():
+        for names, (left, low) in groups:
+            if abs(x - left) < _NEAR[0] and abs(math.log(y / low)) < _NEAR[1]:
+                names.append(name)
+                break
+        else:
+            groups.append(([name], (x, y)))
+    return groups
 
 
 def _label(name: str) -> str:

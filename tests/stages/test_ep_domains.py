@@ -15,6 +15,7 @@ import yaml
 from nemo_merge import methods, open_checkpoint
 from nemo_merge.corpora.mini import IN_DOMAIN, NOTICE, OUT_OF_DOMAIN
 from nemo_merge.errors import ConfigError
+from nemo_merge.reporting.domains import _together
 from nemo_merge.reporting.findings import findings
 from nemo_merge.scoring.error_rates import word_errors
 from nemo_merge.stages.__main__ import _settings
@@ -270,6 +271,11 @@ def test_findings_follow_from_the_figures():
     assert "holds: no significant difference" in [verdict for _, verdict, _ in findings(table)]
     del systems["ties"], systems["boosted_tsvm"]
     assert findings({**table, "baseline": "soup"}) == []
+
+
+def test_labels_of_systems_in_one_place_are_put_together():
+    places = {"soup": (27.0, 13.0), "dare": (27.1, 13.1), "wudi": (24.0, 13.0), "joint": (27.0, 40.0)}
+    assert _together(places) == [(["soup", "dare"], (27.0, 13.0)), (["wudi"], (24.0, 13.0)), (["joint"], (27.0, 40.0))]
 
 
 def _tiny(config: dict) -> dict:

@@ -77,8 +77,8 @@ def score(context: Context) -> None:
         for system, row in table["systems"].items()
     }
     for system in errors:
-        found = normalised_performance(rates[BASE], rates[EXPERTS], rates[system])
-        table["systems"][system]["recovered"] = found.value
+        gained = normalised_performance(rates[BASE], rates[EXPERTS], rates[system])
+        table["systems"][system]["recovered"] = gained.value
     slots = {name: [_slots(run, studied) for run in found] for name, found in texts.items()}
     merges = {name: slots[name] for name in families if name != baseline}
     table["significance"] = {
