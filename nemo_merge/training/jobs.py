@@ -56,10 +56,10 @@ def read_job(path: Path) -> Job:
     from .decode import DecodingJob
     from .fine_tune import FineTuningJob
     from .recalibrate import RecalibrationJob
+    from .whisper_fine_tune import WhisperFineTuningJob
 
-    kinds: dict[str, type[Job]] = {
-        kind.kind: kind for kind in (TrainingJob, FineTuningJob, DecodingJob, RecalibrationJob)
-    }
+    known: tuple[type[Job], ...] = (TrainingJob, FineTuningJob, WhisperFineTuningJob, DecodingJob, RecalibrationJob)
+    kinds = {kind.kind: kind for kind in known}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     kind = content.pop("kind", None)
     if kind not in kinds:
