@@ -49,7 +49,7 @@ def write_tiny_whisper(
     from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
     tokenizer, special = _tokenizer(texts, tokens, languages)
-    common = {
+    common: dict[str, Any] = {
         "decoder_start_token_id": special[_START],
         "bos_token_id": special[_END],
         "eos_token_id": special[_END],

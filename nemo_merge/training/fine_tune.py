@@ -124,6 +124,19 @@ class FineTuningJob(Job):
         """
         return [read_source(value, f"train[{index}]") for index, value in enumerate(self.train)]
 
+    def check(self, shown: str = "fine-tuning") -> None:
+        """Finds what stands against it before NeMo is imported.
+
+        Args:
+            shown: what messages call it, for example its file.
+
+        Raises:
+            ConfigError: with every problem found.
+        """
+        from .checks import check_job
+
+        check_job(self, shown)
+
     def run(self, report: Report) -> None:
         fine_tune(self, report)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +66,8 @@ def _problems(job: WhisperFineTuningJob) -> Iterator[str]:
         yield from caught(lambda: check_masking(settings))
     elif not isinstance(job.spec_augment, bool | None):
         yield f"spec_augment={job.spec_augment!r} is neither true, false nor a mapping of settings"
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        yield "srun started several tasks that do not know of each other; let srun start torchrun once on every machine"
     for package in ("transformers", "accelerate", "lhotse"):
         if find_spec(package) is None:
             yield f"fine-tuning Whisper needs {package}, which is not installed; pip install 'nemo-merge[whisper]'"

@@ -52,7 +52,7 @@ class WhisperFineTuningJob(Job):
         gradient_checkpointing: compute activations again rather than keep them: less memory, a third more time.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         devices: processes on each machine; their batches add up.
-        num_nodes: machines, which torchrun or SLURM must have started.
+        num_nodes: machines, which torchrun must have started.
         workers: processes that read audio, for each process that trains.
         seed: of the order of the data and of all noise.
         spec_augment: whether to mask features in training; a mapping gives settings of ``WhisperConfig``, such as
@@ -128,12 +128,25 @@ class WhisperFineTuningJob(Job):
         """
         return [read_source(value, f"train[{index}]") for index, value in enumerate(self.train)]
 
+    def check(self, shown: str = "fine-tuning") -> None:
+        """Finds what stands against it before transformers is imported.
+
+        Args:
+            shown: what messages call it, for example its file.
+
+        Raises:
+            ConfigError: with every problem found.
+        """
+        from .whisper_checks import check_whisper_job
+
+        check_whisper_job(self, shown)
+
     def run(self, report: Report) -> None:
         fine_tune_whisper(self, report)
 
 
 def fine_tune_whisper(job: WhisperFineTuningJob, report: Report | None = None) -> Outcome:
-    """Does a job in this process; under torchrun or SLURM, all processes call this.
+    """Does a job in this process; under torchrun, all processes call this.
 
     Args:
         job: what to do; it is checked first.
@@ -148,9 +161,8 @@ def fine_tune_whisper(job: WhisperFineTuningJob, report: Report | None = None) -
         OutputError: the output exists or cannot be written.
     """
     from .whisper_base import whisper_folder
-    from .whisper_checks import check_whisper_job
 
-    check_whisper_job(job)
+    job.check()
     folder = whisper_folder(job.base, job.revision)
     job = dataclasses.replace(job, base=str(folder))
     import torch

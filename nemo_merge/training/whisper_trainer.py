@@ -33,7 +33,8 @@ _REPORTS = 8
 # Settings of the job in transformers' words; its `trainer` has the others.
 _OWN = ("output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs",
         "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "weight_decay",
-        "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16", "gradient_checkpointing", "seed",
+        "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16", "gradient_checkpointing",
+        "activation_checkpointing", "seed",
         "data_seed", "dataloader_num_workers", "use_cpu", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
         "save_total_limit", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
         "remove_unused_columns", "resume_from_checkpoint")  # fmt: skip
@@ -88,13 +89,13 @@ class WhisperTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over tokens, and for posteriors ``beta KL``, which one step sees once."""
-        loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        loss: Any = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         if self.job.trainable == "bayesian_lora":
             from .. import adapters
             from ..adapters.kl import beta_at
 
             beta = beta_at(adapters.BayesianLoraConfig(**self.job.adapter), self.state.global_step)
-            loss = loss + beta * adapters.kl_divergence(self.model) / self.current_gradient_accumulation_steps
+            loss = loss + beta * adapters.kl_divergence(self.parts.model) / self.current_gradient_accumulation_steps
         return loss
 
     def evaluate(
@@ -137,7 +138,9 @@ class WhisperTrainer(Trainer):
                 sums[1] += int((labels != IGNORED).sum())
                 if self.job.select == "val_wer":
                     heard = self._transcribe(batch, here)
-                    sums[2:] += torch.tensor(_words([item.utterance.text or "" for item in here], heard, self.job, here))
+                    sums[2:] += torch.tensor(
+                        _words([item.utterance.text or "" for item in here], heard, self.job, here)
+                    )
         model.train(training)
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums.to(self.args.device), "sum")
@@ -260,7 +263,6 @@ def _fixed(job: WhisperFineTuningJob) -> Iterator[tuple[str, Any]]:
         "max_grad_norm": job.gradient_clip,
         "bf16": job.precision == "bf16-mixed",
         "fp16": job.precision == "16-mixed",
-        "gradient_checkpointing": job.gradient_checkpointing,
         "use_cpu": job.accelerator == "cpu",
         "dataloader_num_workers": job.workers,
         "seed": job.seed,
@@ -270,7 +272,10 @@ def _fixed(job: WhisperFineTuningJob) -> Iterator[tuple[str, Any]]:
         "report_to": "none",
     }.items()
     if job.gradient_checkpointing:
-        yield "gradient_checkpointing_kwargs", {"use_reentrant": False}  # works where embeddings are frozen
+        known = [item.name for item in dataclasses.fields(TrainingArguments)]
+        name = next(item for item in ("activation_checkpointing", "gradient_checkpointing") if item in known)
+        yield name, True
+        yield f"{name}_kwargs", {"use_reentrant": False}  # works where embeddings are frozen
 
 
 def _schedule(job: WhisperFineTuningJob, utterances: int) -> Iterator[tuple[str, Any]]:
@@ -303,7 +308,9 @@ def _schedule(job: WhisperFineTuningJob, utterances: int) -> Iterator[tuple[str,
     }.items()
 
 
-def _words(texts: Sequence[str], heard: Sequence[str], job: WhisperFineTuningJob, examples: Sequence[Any]) -> list[float]:
+def _words(
+    texts: Sequence[str], heard: Sequence[str], job: WhisperFineTuningJob, examples: Sequence[Any]
+) -> list[float]:
     """Wrong words and words of a batch."""
     steps = [normaliser(job.text, item.language) for item in examples]
     counts = word_error_rate(
