@@ -116,15 +116,26 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
         for key in changes:
             if key not in settings:
                 raise ConfigError(f"{config} has no setting {key!r}{did_you_mean(str(key), map(str, settings))}")
-        # The model is a file of its own, whose interpolations refer to its own keys.
-        model = OmegaConf.merge(OmegaConf.load(config.parent / settings.pop("model")), changes.pop("model", {}))
+        model: Any = None  # where the base is given, there is none to be made
+        if file := settings.pop("model", None):
+            model = _model(config.parent / file, changes.pop("model", {}))
         settings = OmegaConf.to_container(OmegaConf.merge(settings, changes), resolve=True)
-        plain = {**settings, "model": OmegaConf.to_container(model, resolve=True)}
+        plain = {**settings, "model": model}
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename}: no such file") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{config}: {str(error).splitlines()[0]}") from error
     return {**plain, "command": shlex.join(_typed())}
+
+
+def _model(file: Path, changes: Any) -> Any:
+    """The configuration of a model, a file of its own, whose interpolations refer to its own keys."""
+    from omegaconf import OmegaConf
+
+    model: Any = OmegaConf.load(file)
+    if like := model.pop("like", None):
+        model = OmegaConf.merge(OmegaConf.load(file.parent / like), model)
+    return OmegaConf.to_container(OmegaConf.merge(model, changes), resolve=True)
 
 
 def _like(other: Any, settings: Any) -> Any:

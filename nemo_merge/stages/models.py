@@ -29,8 +29,11 @@ def train(context: Context) -> None:
 
 
 def train_base(context: Context) -> Path:
-    """Trains the model that all others start from, unless that was done before, and returns its path."""
-    path = model_path(context, "base")
+    """Trains the model that all others start from, unless it is given or was trained before, and returns its path."""
+    path = base_path(context)
+    if path != model_path(context, "base"):
+        context.say(f"base: {path}")
+        return path
     base = _job(context, "base", context.config["train"]["base"], model=context.config["model"])
     if context.is_fresh("base", [path], **_depends_on(base)):
         context.say("base: trained before")
@@ -73,6 +76,12 @@ def model_files(context: Context) -> list[Path]:
 def merged_files(context: Context) -> list[Path]:
     """What stage 4 leaves."""
     return [merged_path(context, name) for name in context.config["merge"]["methods"]]
+
+
+def base_path(context: Context) -> Path:
+    """The model that all others start from: the one that ``train.base.given`` names, or the one that is trained."""
+    given = context.config["train"]["base"].get("given")
+    return Path(given) if given else model_path(context, "base")
 
 
 def model_path(context: Context, name: str) -> Path:

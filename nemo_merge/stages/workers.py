@@ -16,7 +16,13 @@ class JobError(RuntimeError):
 
 
 def run_jobs(
-    jobs: Mapping[str, Job], folder: Path, side_by_side: int, say: Callable[[str], None], *, together: bool = False
+    jobs: Mapping[str, Job],
+    folder: Path,
+    side_by_side: int,
+    say: Callable[[str], None],
+    *,
+    together: bool = False,
+    work: Callable[[Job], float] = lambda job: 1.0,
 ) -> Iterator[str]:
     """Runs every job in a process of its own, or under torchrun in several.
 
@@ -27,6 +33,7 @@ def run_jobs(
         say: called with what the jobs report.
         together: share ``side_by_side`` processes among all jobs, so that many small ones import NeMo once in each;
             for jobs of one process.
+        work: how much a job is to do; jobs that share processes are dealt out so that these end at about the same time.
 
     Yields:
         Names of the jobs as they are finished.
@@ -35,8 +42,7 @@ def run_jobs(
         JobError: a job failed.
     """
     files = {name: write_job(job, folder / f"{name}.json") for name, job in jobs.items()}
-    names = list(jobs)
-    groups = [names[start::side_by_side] for start in range(side_by_side)] if together else [[name] for name in names]
+    groups = _shares({name: work(job) for name, job in jobs.items()}, side_by_side if together else len(jobs))
     news: queue.SimpleQueue[str | Future[None]] = queue.SimpleQueue()  # names of finished jobs, and ended processes
     with ThreadPoolExecutor(max(1, side_by_side)) as pool:
         try:
@@ -56,6 +62,17 @@ def run_jobs(
                     running -= 1
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _shares(work: Mapping[str, float], count: int) -> list[list[str]]:
+    """Deals names out: the largest first, each to the share that has least, and the first of those that have alike."""
+    shares: list[list[str]] = [[] for _ in range(count)]
+    loads = [0.0] * count
+    for name in sorted(work, key=lambda name: -work[name]):
+        least = loads.index(min(loads))
+        shares[least].append(name)
+        loads[least] += work[name]
+    return shares
 
 
 def _run(names: Mapping[Path, str], processes: int, done: Callable[[str], None], say: Callable[[str], None]) -> None:
