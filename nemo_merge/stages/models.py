@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ def train(context: Context) -> None:
 
 def train_base(context: Context) -> Path:
     """Trains the model that all others start from, unless it is given or was trained before, and returns its path."""
+    if on_whisper(context.config):
+        from .whisper import make_base
+
+        return make_base(context)
     path = base_path(context)
     if path != model_path(context, "base"):
         context.say(f"base: {path}")
@@ -78,6 +83,16 @@ def merged_files(context: Context) -> list[Path]:
     return [merged_path(context, name) for name in context.config["merge"]["methods"]]
 
 
+def on_whisper(config: Mapping[str, Any]) -> bool:
+    """Whether the models of a recipe are Whispers, which are folders: ``train.base.whisper`` says where from."""
+    return "whisper" in ((config.get("train") or {}).get("base") or {})
+
+
+def suffix(config: Mapping[str, Any]) -> str:
+    """What the names of a recipe's models end with."""
+    return "" if on_whisper(config) else ".nemo"
+
+
 def base_path(context: Context) -> Path:
     """The model that all others start from: the one that ``train.base.given`` names, or the one that is trained."""
     given = context.config["train"]["base"].get("given")
@@ -86,12 +101,12 @@ def base_path(context: Context) -> Path:
 
 def model_path(context: Context, name: str) -> Path:
     """A trained model: ``base`` or the name of a domain."""
-    return context.expdir / "models" / f"{name}.nemo"
+    return context.expdir / "models" / f"{name}{suffix(context.config)}"
 
 
 def merged_path(context: Context, name: str) -> Path:
     """The model merged by one entry of ``merge.methods``."""
-    return context.expdir / "merged" / f"{name}.nemo"
+    return context.expdir / "merged" / f"{name}{suffix(context.config)}"
 
 
 def _job(context: Context, name: str, settings: dict[str, Any], **arguments: Any) -> TrainingJob:

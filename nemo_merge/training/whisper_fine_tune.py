@@ -173,13 +173,18 @@ def fine_tune_whisper(job: WhisperFineTuningJob, report: Report | None = None) -
     from .whisper_outcome import finish
     from .whisper_trainer import WhisperTrainer, arguments, begin
 
-    tell = report or (lambda line: None)
+    name = Path(job.output).name
+
+    def tell(line: str) -> None:
+        if report is not None:
+            report(f"{name}: {line}")
+
     torch.set_num_threads(1)
     set_seed(job.seed)
     parts = load_whisper(folder)
     sets = {
-        name: read_examples([read_source(value, f"validation.{name}")], job, parts, f"validation.{name}", tell)
-        for name, value in job.validation.items()
+        key: read_examples([read_source(value, f"validation.{key}")], job, parts, f"validation.{key}", tell)
+        for key, value in job.validation.items()
     }
     data = read_examples(job.sources(), job, parts, "train", tell)
     made = arguments(job, len(data))
@@ -187,6 +192,6 @@ def fine_tune_whisper(job: WhisperFineTuningJob, report: Report | None = None) -
     trainer = WhisperTrainer(job, parts, made, data, sets, Collator(parts), tell)
     resumed = begin(job, is_first_process())
     if resumed is not None:
-        tell(f"{Path(job.output).name}: going on with {resumed}")
+        tell(f"going on with {resumed}")
     trainer.train(resume_from_checkpoint=resumed)
     return finish(job, parts, trainer, tell, write=is_first_process())

@@ -40,7 +40,7 @@ def finish(job: WhisperFineTuningJob, parts: WhisperParts, trainer: Any, report:
             (folder / RECORD).write_text(dump(made), encoding="utf-8")
         shutil.rmtree(job.checkpoints, ignore_errors=True)
         chosen = "" if value is None else f", {job.select} {value:.4f}"
-        report(f"{output.name}: {steps} steps{chosen}; written to {output}")
+        report(f"{steps} steps{chosen}; written to {output}")
     return Outcome(output, steps, value, made)
 
 

@@ -63,7 +63,7 @@ class WhisperTrainer(Trainer):
         collator: Collator,
         report: Report,
     ) -> None:
-        callbacks: list[TrainerCallback] = [Reporter(Path(job.output).name, report)]
+        callbacks: list[TrainerCallback] = [Reporter(report)]
         if job.patience is not None:
             callbacks.append(EarlyStoppingCallback(job.patience))
         super().__init__(
@@ -161,8 +161,8 @@ class WhisperTrainer(Trainer):
 class Reporter(TrainerCallback):
     """Tells how far training is, and ends it when its loss is no number."""
 
-    def __init__(self, name: str, report: Report) -> None:
-        self.name, self.report = name, report
+    def __init__(self, report: Report) -> None:
+        self.report = report
         self.started, self.first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -174,11 +174,11 @@ class Reporter(TrainerCallback):
         loss, step = float(logs["loss"]), state.global_step
         if not math.isfinite(loss):
             raise ConfigError(
-                f"{self.name}: the loss is {loss} at step {step}; take a smaller optim.lr, or precision bf16-mixed "
+                f"the loss is {loss} at step {step}; take a smaller optim.lr, or precision bf16-mixed "
                 "instead of 16-mixed"
             )
         left = (time.monotonic() - self.started) / max(1, step - self.first) * (state.max_steps - step)
-        self.report(f"{self.name}: step {step} of {state.max_steps}, loss {loss:.3f}, {left:.0f} s left")
+        self.report(f"step {step} of {state.max_steps}, loss {loss:.3f}, {left:.0f} s left")
 
 
 def token_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None, smoothing: float = 0.0) -> Any:
