@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -68,19 +69,27 @@ def command(arguments: tuple[str, ...], check: bool) -> None:
     run_logged(job, "the training", click.echo)
 
 
+def _kind(base: object) -> type[FineTuningJob | WhisperFineTuningJob]:
+    """The kind of job for a base; what is not there and does not end in ``.nemo`` may be meant as a folder."""
+    from ..training.fine_tune import FineTuningJob
+    from ..training.whisper_base import is_whisper
+    from ..training.whisper_fine_tune import WhisperFineTuningJob
+
+    path = Path(str(base))
+    folder = is_whisper(path) or not (path.exists() or path.suffix == ".nemo")
+    return WhisperFineTuningJob if base and folder else FineTuningJob
+
+
 def read_job(arguments: Sequence[str]) -> FineTuningJob | WhisperFineTuningJob:
     """A job from ``[CONFIG.yaml] [KEY=VALUE]...``; its base decides of which kind.
 
     Raises:
         ConfigError: a setting that does not exist or is missing, or a bad file.
     """
-    from ..training.fine_tune import FineTuningJob
-    from ..training.whisper_base import is_whisper
-    from ..training.whisper_fine_tune import WhisperFineTuningJob
     from .settings import given_settings
 
     plain = given_settings(arguments)
-    kind = WhisperFineTuningJob if is_whisper(plain.get("base") or "") else FineTuningJob
+    kind = _kind(plain.get("base"))
     known = [item.name for item in dataclasses.fields(kind)]
     problems = [f"there is no setting {key!r}{did_you_mean(key, known)}" for key in plain if key not in known]
     problems += [f"{key}=... is missing" for key in ("base", "output", "train") if not plain.get(key)]

@@ -8,6 +8,7 @@ merges, decodes and loads as the base does.
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,4 +195,7 @@ def fine_tune_whisper(job: WhisperFineTuningJob, report: Report | None = None) -
     if resumed is not None:
         tell(f"going on with {resumed}")
     trainer.train(resume_from_checkpoint=resumed)
-    return finish(job, parts, trainer, tell, write=is_first_process())
+    outcome = finish(job, parts, trainer, tell, write=is_first_process())
+    del trainer
+    gc.collect()  # a trainer refers to itself: its optimiser would stay on the GPU when the next job begins
+    return outcome

@@ -33,8 +33,8 @@ def finish(job: WhisperFineTuningJob, parts: WhisperParts, trainer: Any, report:
     output, steps = Path(job.output), int(trainer.state.global_step)
     value = None if job.select is None or trainer.state.best_metric is None else float(trainer.state.best_metric)
     made = record(job, steps, value, _PACKAGES)
+    parts.model.cpu().eval()
     if write:
-        parts.model.cpu().eval()
         with appearing(output) as folder:
             _write(job, parts, folder)
             (folder / RECORD).write_text(dump(made), encoding="utf-8")

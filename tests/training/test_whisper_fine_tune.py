@@ -354,6 +354,8 @@ def test_a_base_in_half_precision_is_trained_and_decoded_in_single(home, job, tm
         name = "model.decoder.layers.0.fc1.weight"
         assert whole[name].dtype == torch.float32
         assert torch.equal(part[name], whole[name].bfloat16())
+        merge(one.base, [one.output], "soup", output=tmp_path / "merged")
+        print(open_checkpoint(tmp_path / "merged")[name].dtype)
     assert len(transcribe(tmp_path / "half", {"s": home / "train.json"}, tmp_path / "decode" / "half")["s"]) == 6
 
 
