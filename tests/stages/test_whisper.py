@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from nemo_merge import open_checkpoint
+from nemo_merge.cli.finetune import read_job
 from nemo_merge.errors import ConfigError
 from nemo_merge.stages import whisper
 from nemo_merge.stages.__main__ import _settings
@@ -102,6 +104,22 @@ def test_a_folder_is_what_is_in_it(tmp_path):
     assert identity(tmp_path / "b") == before
     (tmp_path / "b" / "x").write_text("2")
     assert identity(tmp_path / "b") != before
+
+
+def test_commands_of_the_tutorial_are_valid(monkeypatch):
+    monkeypatch.chdir(RECIPE)
+    page = (RECIPE.parents[1] / "docs" / "tutorials" / "whisper.md").read_text()
+    commands = [
+        shlex.split(line, comments=True)
+        for block in re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    jobs = [read_job(words[2:]) for words in commands if words[:2] == ["nemo-merge", "finetune"]]
+    assert [(job.epochs, job.steps, job.optim["lr"], job.language) for job in jobs] == [(3, None, 2e-6, "pt")] * 2
+    for words in commands:
+        if words[0] == "./run.sh":
+            settings = [word for word in words[1:] if "=" in word]
+            assert _settings(RECIPE / "conf" / "whisper.yaml", tuple(settings))
 
 
 SETS = ("broadcast_news", "telephone", "children", "ood_kitchen", "brazilian")
