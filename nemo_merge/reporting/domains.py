@@ -9,7 +9,7 @@ from typing import Any
 from ..scoring import Interval
 from .environment import environment
 from .findings import FAMILIES, findings
-from .markdown import p_value, table
+from .markdown import p_value, percent, table
 from .results import draw_bars, shown, signed
 
 Row = Mapping[str, Any]
@@ -39,7 +39,7 @@ def write_results(
         command: what made them.
         scores: what the scoring stage wrote.
         search: what every candidate scored on the development sets.
-        chosen: the settings that every searched merge runs with, in words; empty for those without.
+        chosen: the settings that every merge runs with, in words; empty for those without a search.
         titles: of the test sets, by name.
         stage_seconds: wall-clock seconds of every stage.
     """
@@ -66,7 +66,8 @@ def write_results(
             "the same utterances drawn for both; *p* is that of MAPSSWE over the words of these sets (two-tailed, "
             "corrected by Holm's method for the number of merges; the largest over the seeds). Settings of merges were "
             "chosen on development sets with the experts of one seed and used for all; nothing was chosen on test "
-            "sets. *Experts at home*: every expert on its own domain."
+            "sets. *Experts at home*: every expert on its own domain; *of the experts' gain*: mean over the domains of "
+            "(base - system) / (base - expert at home)."
         ),
         f"![Mean word error rate in domain by system]({bars.name})",
         "## Findings",
@@ -114,6 +115,7 @@ def _main_table(scores: Mapping[str, Any], kept: Sequence[str]) -> str:
         "family",
         "in domain",
         "seeds",
+        "of the experts' gain",
         *outside,
         "all sets",
         "by area",
@@ -132,6 +134,7 @@ def _main_table(scores: Mapping[str, Any], kept: Sequence[str]) -> str:
                 row["family"] or "",
                 _shown(row, "in domain"),
                 _spread(row, "in domain"),
+                percent(row["recovered"]) if row.get("recovered") else "",
                 *(_number(row, item) for item in outside),
                 _shown(row, "full"),
                 f"{100 * row['by area']:.1f}" if "by area" in row else "",
@@ -164,11 +167,8 @@ def _settings_table(search: Sequence[Row], chosen: Mapping[str, str]) -> str:
     rows = []
     for entry, words in chosen.items():
         own = [row for row in search if row["entry"] == entry]
-        if not own:
-            rows.append([entry, words, "", "", ""])
-            continue
         best = min(own, key=lambda row: row["dev"])
-        spread = f"{100 * best['dev']:.1f} to {100 * max(row['dev'] for row in own):.1f}"
+        spread = " to ".join(dict.fromkeys(f"{100 * pick(row['dev'] for row in own):.1f}" for pick in (min, max)))
         rows.append([entry, words, str(len(own)), spread, _percent(best["retention"])])
     return table(["merge", "chosen", "tried", "in domain, range", "what the base knew"], rows)
 

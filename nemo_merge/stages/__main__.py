@@ -139,16 +139,20 @@ def _model(file: Path, changes: Any) -> Any:
 
 
 def _like(other: Any, settings: Any) -> Any:
-    """Another configuration with the settings of this one in their place; sets of speech are replaced as a whole."""
+    """Another configuration with the settings of this one in their place; sets of speech are replaced as a whole.
+
+    Sets and merges that are null here are taken out.
+    """
     from omegaconf import OmegaConf
 
-    sets = settings.get("corpus") or {}
-    for name, entry in sets.items():
+    for name, entry in (settings.get("corpus") or {}).items():
         if entry is None or not set(entry) <= set(SPLITS):  # not only other numbers of the same synthesised set
             other.get("corpus", {}).pop(name, None)
     merged: Any = OmegaConf.merge(other, settings)
-    for name in [name for name, entry in sets.items() if entry is None]:
-        merged.corpus.pop(name)
+    for place in ("corpus", "merge.methods"):
+        entries = OmegaConf.select(settings, place) or {}
+        for name in [name for name, entry in entries.items() if entry is None]:
+            OmegaConf.select(merged, place).pop(name)
     return merged
 
 

@@ -18,10 +18,11 @@ from nemo_merge.errors import ConfigError
 from nemo_merge.reporting.findings import findings
 from nemo_merge.scoring.error_rates import word_errors
 from nemo_merge.stages.__main__ import _settings
-from nemo_merge.stages.domains import experiment, scores
+from nemo_merge.stages.domains import experiment, scores, search
 from nemo_merge.stages.domains.search import candidates, chosen, described
 from nemo_merge.stages.domains.training import check_settings, fine_tunings
 from nemo_merge.stages.engine import Context
+from nemo_merge.stages.models import base_path
 from nemo_merge.stages.sets import SpeechSets
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ep_domains"
@@ -72,6 +73,23 @@ def test_the_example_for_own_corpora_names_no_set_of_ep_mini(tmp_path):
     assert set(fine_tunings(context, base)) == {"joint-seed0", *(f"{name}-seed0" for name in own["domains"])}
 
 
+def test_three_domains_take_the_models_of_the_ten(config, tmp_path):
+    three = _settings(RECIPE / "conf" / "three_domains.yaml", ())
+    check_settings(three)
+    assert "karcher" not in three["merge"]["methods"]
+    assert three["merge"]["methods"]["tsvm"] == config["merge"]["methods"]["tsvm"]
+    few, many = (fine_tunings(Context(item, tmp_path, tmp_path), tmp_path) for item in (three, config))
+    assert few.items() <= many.items()
+    assert len(few) == 3
+
+
+def test_a_study_may_have_no_sets_beside_the_domains(config):
+    config["evaluate"] = {}
+    check_settings(config)
+    assert experiment.groups(config) == {"in domain": list(IN_DOMAIN)}
+    assert experiment.area_of(config) == {name: name for name in IN_DOMAIN}
+
+
 def test_every_combination_is_a_candidate(config):
     config["merge"]["methods"] = {
         "plain": {"method": "soup"},
@@ -89,9 +107,46 @@ def test_every_combination_is_a_candidate(config):
     assert described(found[-1].settings) == "then subspace_boost(beta 0.1), scale 0.2"
     assert [scores.family(item) for item in found[-3:]] == ["task vectors", "task subspace", "task subspace"]
     best = chosen(
-        found, {"search-ties-00": 0.3, "search-ties-01": 0.2} | {f"search-chained-{n:02d}": 0.1 for n in range(4)}
+        found,
+        {"search-plain-00": 0.4, "search-ties-00": 0.3, "search-ties-01": 0.2}
+        | {f"search-chained-{n:02d}": 0.1 for n in range(4)},
     )
     assert [item.name for item in best] == ["search-plain-00", "search-ties-01", "search-chained-00"]
+
+
+def test_the_search_keeps_few_models_and_is_not_repeated(config, tmp_path, monkeypatch):
+    context = Context(config, tmp_path, tmp_path)
+    models = [base_path(context), *(experiment.expert_path(context, name, 0) for name in config["domains"])]
+    for path in models:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    batches = []
+
+    def merge(context, wanted, seed):
+        for path in wanted:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        batches.append(list(wanted.values()))
+        assert len(list((tmp_path / "search").glob("*.nemo"))) == len(wanted)
+
+    monkeypatch.setattr(search, "_merge", merge)
+    monkeypatch.setattr(search, "transcribe_all", lambda context, models, sets: None)
+    monkeypatch.setattr(search, "_sample", lambda context, name, count: models[0])
+    monkeypatch.setattr(
+        search, "heard", lambda context, name, domain: [("um dois", "um"[int(name[-1]) % 2 :] + " dois")]
+    )
+    config["search"]["at_once"] = 3
+    config["merge"]["methods"] = {"soup": {}, "ties": {"search": {"density": [0.1, 0.2, 0.3, 0.4]}}}
+    best = search.search(context)
+    assert [len(batch) for batch in batches] == [3, 2]
+    assert [item.name for item in best] == ["search-soup-00", "search-ties-00"]
+    rows = json.loads((tmp_path / "search.json").read_text())
+    assert [row["dev"] for row in rows] == [0.0, 0.0, 0.5, 0.0, 0.5]
+    assert [item.name for item in search.search(context)] == [item.name for item in best]
+    assert len(batches) == 2
+    config["merge"]["methods"]["ties"]["search"]["density"][0] = 0.15
+    search.search(context)
+    assert len(batches) == 4
 
 
 @pytest.mark.parametrize(
@@ -105,6 +160,7 @@ def test_every_combination_is_a_candidate(config):
         (("score", "baseline"), "tsvmm", "did you mean"),
         (("evaluate", "out_of_domain"), ["ood_kichen"], "ood_kichen"),
         (("evaluate", "areas", "read"), ["read_newz"], "read_newz"),
+        (("evaluate", "retention", "full"), ["english"], "name of another mean"),
         (("train", "base", "given"), "no.nemo", "train.base.given: no.nemo does not exist"),
         (("train", "experts", "given"), {"lecture": "no.nemo"}, "not among the domains"),
         (("train", "experts", "given"), {"lectures": "no.nemo"}, "given.lectures: no.nemo does not exist"),
@@ -137,6 +193,27 @@ def test_what_is_given_is_not_trained(config, tmp_path):
     }
     assert experiment.expert_path(context, "lectures", 2) == given
     assert "joint" not in experiment.systems(config)
+
+
+def test_sets_that_lack_a_split_are_named_before_training(config, tmp_path):
+    context = Context(config, tmp_path, tmp_path)
+    experiment.check_splits(context)
+    config["corpus"]["lectures"]["train"] = config["corpus"]["english"]["dev"] = 0
+    with pytest.raises(ConfigError, match="lectures has no train; english has no dev"):
+        experiment.check_splits(context)
+    config["corpus"]["english"]["dev"] = 1
+    config["train"]["experts"]["given"], config["train"]["joint"] = {"lectures": "given.nemo"}, None
+    experiment.check_splits(context)
+
+
+def test_both_transcripts_are_put_through_the_profile(config, tmp_path):
+    context = Context(config, tmp_path, tmp_path)
+    (tmp_path / "decode" / "base").mkdir(parents=True)
+    line = {"id": "a", "text": "O gato, preto.", "pred_text": "o Gato preto!"}
+    (tmp_path / "decode" / "base" / "news.jsonl").write_text(json.dumps(line) + "\n")
+    assert search.heard(context, "base", "news") == [("O gato, preto.", "o Gato preto!")]
+    config["evaluate"]["text"] = "whisper_basic"
+    assert search.heard(context, "base", "news") == [("o gato preto", "o gato preto")]
 
 
 def test_means_weigh_sets_alike_and_seeds_together():
@@ -209,7 +286,6 @@ def _tiny(config: dict) -> dict:
         tiny["train"][part]["optim"]["sched"]["max_steps"] = 2
     tiny["train"]["experts"]["optim"]["sched"]["warmup_steps"] = 1
     tiny["seeds"] = [0, 1]
-    tiny["search"]["at_once"] = 2
     tiny["merge"]["methods"] = {
         "soup": {},
         "boosted_tsvm": {"search": {"beta": [0.3, 1.0], "scale": [1.0]}},
@@ -250,13 +326,13 @@ def test_the_study(tmp_path, settings):
     assert set(table["systems"]) == {"base", "experts", "joint", "soup", "boosted_tsvm", "boost"}
     assert set(table["significance"]["full"]) == {"soup", "boosted_tsvm", "boost"}
     searched = json.loads((folder / "search.json").read_text())
-    assert [row["name"] for row in searched] == [
+    assert [row["name"] for row in searched[1:]] == [
         f"search-{entry}-0{n}" for entry in ("boosted_tsvm", "boost") for n in (0, 1)
     ]
     assert not list((folder / "search").glob("*.nemo"))
     best = min((row for row in searched if row["entry"] == "boosted_tsvm"), key=lambda row: row["dev"])
     record = open_checkpoint(folder / "merged" / "boosted_tsvm-seed1.nemo").metadata.provenance
-    assert record["method"]["parameters"]["beta"] == best["settings"]["beta"]
+    assert record["method"]["beta"] == best["settings"]["beta"]
 
     given = _tiny(settings)
     cuts = tmp_path / "data" / "cuts"
@@ -273,9 +349,8 @@ def test_the_study(tmp_path, settings):
         "experts": {"given": {name: str(models / f"{name}-seed0.nemo") for name in given["domains"]}},
         "joint": None,
     }
-    given["seeds"], given["score"] = [0], {"baseline": "soup", "text": "whisper_basic"}
-    given["merge"]["methods"] = {"soup": {}, "ties": {}}
-    own = _run(tmp_path, given, "own")
+    given["seeds"], given["score"] = [0], {"baseline": "soup"}
+    own = _run(tmp_path, given, "own", "--stop_stage", "3")
     assert own.returncode == 0, own.stdout + own.stderr
+    assert "DONE  stage 3" in own.stdout
     assert not (tmp_path / "own" / "models").exists()
-    assert "against soup" in (tmp_path / "own" / "RESULTS.md").read_text()

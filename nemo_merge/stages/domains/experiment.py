@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...corpora.mini import SPLITS
 from ...errors import ConfigError, did_you_mean
 from ..engine import Context
 from ..models import base_path, merged_path, model_path, on_whisper
@@ -78,7 +79,8 @@ def area_of(config: Config) -> dict[str, str]:
     """The area of every set in and out of domain; a set that ``evaluate.areas`` does not name is an area by itself."""
     areas = config["evaluate"].get("areas") or {}
     named = {name: area for area, sets in areas.items() for name in sets}
-    return {name: named.get(name, name) for group in ("in domain", "out of domain") for name in groups(config)[group]}
+    found = groups(config)
+    return {name: named.get(name, name) for name in [*found["in domain"], *found.get("out of domain", [])]}
 
 
 def check(config: Config) -> None:
@@ -86,7 +88,7 @@ def check(config: Config) -> None:
 
     Raises:
         ConfigError: a set that is used has no entry in ``corpus``, a given model does not exist, a baseline that is no
-            system, or a name that two systems have.
+            system, or a name that two systems or means have.
     """
     train, sets = config["train"], SpeechSets.read(config)
     if on_whisper(config):
@@ -94,6 +96,8 @@ def check(config: Config) -> None:
     areas = config["evaluate"].get("areas") or {}
     for name in [*test_sets(config), *(name for names in areas.values() for name in names)]:
         sets[name]  # raises where there is no such set
+    if reserved := {"in domain", "out of domain", "full", "retention"} & set(retained(config)):
+        raise ConfigError(f"evaluate.retention: {min(reserved)!r} is the name of another mean; call it differently")
     given = dict(train["experts"].get("given") or {})
     for domain in given:
         if domain not in config["domains"]:
@@ -112,3 +116,23 @@ def check(config: Config) -> None:
     baseline = config["score"]["baseline"]
     if baseline not in systems(config):
         raise ConfigError(f"score.baseline: there is no system {baseline!r}{did_you_mean(baseline, systems(config))}")
+
+
+def check_splits(context: Context) -> None:
+    """Sees that every set has the splits that it is used for; stage 2 is done.
+
+    Raises:
+        ConfigError: some have not.
+    """
+    config = context.config
+    joint = config["train"].get("joint")
+    given = () if joint is not None and not joint.get("given") else config["train"]["experts"].get("given") or ()
+    needed: dict[str, tuple[str, ...]] = {name: ("test",) for name in test_sets(config)}
+    needed |= {name: ("dev", "test") for names in retained(config).values() for name in names}
+    needed |= {name: ("dev", "test") if name in given else SPLITS for name in config["domains"]}
+    sets = SpeechSets.read(config)
+    lacking = {
+        name: [split for split in splits if split not in sets[name].splits(context)] for name, splits in needed.items()
+    }
+    if problems := [f"{name} has no {' and no '.join(splits)}" for name, splits in lacking.items() if splits]:
+        raise ConfigError(f"sets that lack what they are used for: {'; '.join(problems)}")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...scoring import Interval, bootstrap_interval, domain_means, holm
+from ...scoring import Interval, bootstrap_interval, domain_means, holm, normalised_performance
 from ...scoring.alignment import error_slots
 from ...scoring.error_rates import ErrorCounts, sum_counts, word_errors
 from ...scoring.matched_pairs import MapssweResult, compare_slots
@@ -65,12 +65,20 @@ def score(context: Context) -> None:
     }
     for system, found in errors.items():
         row = {"family": families.get(system), **_rates(found, means)}
-        row["by area"] = domain_means({name: _rate(found[name]) for name in studied}, area_of(config)).full
+        by_set = {name: row["sets"][name]["interval"].value for name in studied}
+        row["by area"] = domain_means(by_set, area_of(config)).full
         if system not in (baseline, BASE):
             row["against"] = {name: _difference(found, errors[baseline], sets) for name, sets in means.items()}
         table["systems"][system] = row
         context.say(f"{system}: {100 * row['means']['in domain']['interval'].value:.1f} % in domain")
     table["systems"][EXPERTS] = {"family": None, **_rates(at_home, {"in domain": wanted["in domain"]})}
+    rates = {
+        system: {name: row["sets"][name]["interval"].value for name in wanted["in domain"]}
+        for system, row in table["systems"].items()
+    }
+    for system in errors:
+        found = normalised_performance(rates[BASE], rates[EXPERTS], rates[system])
+        table["systems"][system]["recovered"] = found.value
     slots = {name: [_slots(run, studied) for run in found] for name, found in texts.items()}
     merges = {name: slots[name] for name in families if name != baseline}
     table["significance"] = {
@@ -90,13 +98,9 @@ def family(item: Candidate) -> str:
 
 
 def best_merge(context: Context) -> str:
-    """The merge with the lowest error rate on the development sets, among those whose settings were searched.
-
-    Where nothing was searched, the first entry of ``merge.methods``.
-    """
+    """The merge with the lowest error rate on the development sets."""
     rows = json.loads((context.expdir / "search.json").read_text(encoding="utf-8"))
-    names = list(context.config["merge"]["methods"])
-    return min(rows, key=lambda row: row["dev"])["entry"] if rows else names[0]
+    return str(min(rows, key=lambda row: row["dev"])["entry"])
 
 
 def _heard(context: Context, model: str, sets: Sequence[str]) -> Run:
@@ -136,10 +140,6 @@ def _rates(errors: Errors, means: Mapping[str, Sequence[str]]) -> dict[str, Any]
     }
 
 
-def _rate(seeds: Sequence[Sequence[ErrorCounts]]) -> float:
-    return sum_counts([item for counts in seeds for item in counts]).rate
-
-
 def _difference(errors: Errors, baseline: Errors, sets: Sequence[str]) -> Interval:
     """Mean error rate less that of the baseline, with the same utterances drawn for both."""
     count = len(next(iter(errors.values())))
@@ -175,7 +175,8 @@ def _by_set(merge: Sequence[Slots], baseline: Sequence[Slots], sets: Sequence[st
 
 
 def _compared(mine: Slots, other: Slots, sets: Sequence[str]) -> MapssweResult:
-    return compare_slots(*([item for name in sets for item in slots[name]] for slots in (mine, other)))
+    a, b = ([item for name in sets for item in slots[name]] for slots in (mine, other))
+    return compare_slots(a, b)
 
 
 def _paired(found: Sequence[Slots], baseline: Sequence[Slots]) -> Iterator[tuple[Slots, Slots]]:

@@ -97,7 +97,6 @@ def search(context: Context) -> list[Candidate]:
     config = context.config
     every = candidates(config)
     options = config["search"]
-    compared = [item for item in every if sum(other.entry == item.entry for other in every) > 1]
     seed = config["seeds"][0]
     inputs = [base_path(context), *(expert_path(context, domain, seed) for domain in config["domains"])]
     kept = [name for names in retained(config).values() for name in names]
@@ -106,7 +105,7 @@ def search(context: Context) -> list[Candidate]:
     depends_on = {
         "files": [identity(path) for path in (*inputs, *sets.values())],
         "candidates": [repr((item.method, item.then)) for item in every],
-        "text": config["score"].get("text"),
+        "text": config["evaluate"].get("text"),
     }
     if context.is_fresh("search", [file], **depends_on):
         context.say("search: done before")
@@ -114,9 +113,15 @@ def search(context: Context) -> list[Candidate]:
     else:
         rows = []
         folder = context.expdir / "search"
+<<<<<<< HEAD
         for start in range(0, len(compared), options["at_once"]):
             batch = compared[start : start + options["at_once"]]
             models = {item.name: folder / f"{item.name}{suffix(config)}" for item in batch}
+=======
+        for start in range(0, len(every), options["at_once"]):
+            batch = every[start : start + options["at_once"]]
+            models = {item.name: folder / f"{item.name}.nemo" for item in batch}
+>>>>>>> wip-domains
             _merge(context, {models[item.name]: item for item in batch}, seed)
             transcribe_all(context, models, sets)
             rows += [_row(context, item, kept) for item in batch]
@@ -127,8 +132,8 @@ def search(context: Context) -> list[Candidate]:
         rates = {row["name"]: row["dev"] for row in rows}
     best = chosen(every, rates)
     for item in best:
-        if item.name in rates:
-            context.say(f"{item.entry}: {described(item.settings)}, {100 * rates[item.name]:.1f} % on development sets")
+        settings = f" ({described(item.settings)})" if item.settings else ""
+        context.say(f"{item.entry}{settings}: {100 * rates[item.name]:.1f} % on development sets")
     return best
 
 
@@ -144,12 +149,12 @@ def chosen(found: Sequence[Candidate], rates: Mapping[str, float]) -> list[Candi
 
     Args:
         found: all candidates.
-        rates: error rates of those that were compared, by name.
+        rates: their error rates, by name.
     """
     by_entry: dict[str, list[Candidate]] = {}
     for item in found:
         by_entry.setdefault(item.entry, []).append(item)
-    return [min(items, key=lambda item: rates.get(item.name, 0.0)) for items in by_entry.values()]
+    return [min(items, key=lambda item: rates[item.name]) for items in by_entry.values()]
 
 
 def described(settings: Mapping[str, Any]) -> str:
@@ -163,7 +168,7 @@ def _shown(value: Any) -> str:
         return f"{value.get('name', '')}({inner})" if inner else str(value.get("name", ""))
     if isinstance(value, (list, tuple)):
         return " + ".join(map(_shown, value))
-    return "1/T" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _merge(context: Context, wanted: Mapping[Path, Candidate], seed: int) -> None:
@@ -218,9 +223,9 @@ def _row(context: Context, item: Candidate, kept: Iterable[str]) -> dict[str, An
 
 
 def heard(context: Context, model: str, name: str) -> list[tuple[str, str]]:
-    """What was said and what a model recognised, in the text profile ``score.text`` if there is one."""
+    """What was said and what a model recognised, in the text profile ``evaluate.text`` if there is one."""
     found = read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl")
-    profile = context.config["score"].get("text")
+    profile = context.config["evaluate"].get("text")
     rewrite = normaliser(profile) if profile else str
     return [(rewrite(item.text or ""), rewrite(item.pred_text)) for item in found]
 

@@ -18,7 +18,7 @@ from ..models import base_path, on_whisper, train_base
 from ..results import decode_settings
 from ..whisper import fine_tuning
 from ..workers import run_jobs
-from .experiment import JOINT, check, expert_path, expert_runs, joint_path, runs, systems
+from .experiment import JOINT, check, check_splits, expert_path, expert_runs, joint_path, runs, systems
 from .search import candidates
 
 
@@ -26,6 +26,7 @@ def train(context: Context) -> None:
     """Stage 3: what is not given is trained; every fine-tuning starts from the same base."""
     check_settings(context.config)
     fine_tunings(context, base_path(context))  # raises where a setting does not exist
+    check_splits(context)
     jobs = fine_tunings(context, train_base(context))
     digest = functools.cache(identity)  # jobs share their files
     depends_on = {
