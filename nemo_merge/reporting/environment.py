@@ -14,6 +14,7 @@ _PACKAGES = (
     "torch",
     "nemo_toolkit",
     "lightning",
+    "transformers",
     "lhotse",
     "rapidfuzz",
     "jiwer",

@@ -267,6 +267,7 @@ def _fixed(job: WhisperFineTuningJob) -> Iterator[tuple[str, Any]]:
         "seed": job.seed,
         "remove_unused_columns": False,
         "logging_nan_inf_filter": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": True,
         "report_to": "none",
     }.items()

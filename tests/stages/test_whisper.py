@@ -17,6 +17,7 @@ import torch
 from nemo_merge import open_checkpoint
 from nemo_merge.cli.finetune import read_job
 from nemo_merge.errors import ConfigError
+from nemo_merge.reporting.findings import findings
 from nemo_merge.stages import whisper
 from nemo_merge.stages.__main__ import _settings
 from nemo_merge.stages.domains.experiment import check
@@ -84,6 +85,13 @@ def test_mistakes_are_found_before_anything_is_trained(change, message, tmp_path
     context = load("whisper", tmp_path, change)
     with pytest.raises(ConfigError, match=message):
         train(context)
+
+
+def test_nothing_is_found_where_nothing_is_recognised():
+    def row(rate: float) -> dict:
+        return {"family": None, "means": {"in domain": {"interval": [rate, rate, rate]}}}
+
+    assert findings({"systems": {"base": row(5.75), "soup": row(1.0)}}) == []
 
 
 def test_the_place_of_a_base_is_a_link(tmp_path, monkeypatch):

@@ -355,7 +355,7 @@ def test_a_base_in_half_precision_is_trained_and_decoded_in_single(home, job, tm
         assert whole[name].dtype == torch.float32
         assert torch.equal(part[name], whole[name].bfloat16())
         merge(one.base, [one.output], "soup", output=tmp_path / "merged")
-        print(open_checkpoint(tmp_path / "merged")[name].dtype)
+        assert open_checkpoint(tmp_path / "merged")[name].dtype == torch.float16  # the base's
     assert len(transcribe(tmp_path / "half", {"s": home / "train.json"}, tmp_path / "decode" / "half")["s"]) == 6
 
 
