@@ -113,15 +113,9 @@ def search(context: Context) -> list[Candidate]:
     else:
         rows = []
         folder = context.expdir / "search"
-<<<<<<< HEAD
-        for start in range(0, len(compared), options["at_once"]):
-            batch = compared[start : start + options["at_once"]]
-            models = {item.name: folder / f"{item.name}{suffix(config)}" for item in batch}
-=======
         for start in range(0, len(every), options["at_once"]):
             batch = every[start : start + options["at_once"]]
-            models = {item.name: folder / f"{item.name}.nemo" for item in batch}
->>>>>>> wip-domains
+            models = {item.name: folder / f"{item.name}{suffix(config)}" for item in batch}
             _merge(context, {models[item.name]: item for item in batch}, seed)
             transcribe_all(context, models, sets)
             rows += [_row(context, item, kept) for item in batch]
