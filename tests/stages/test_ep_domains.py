@@ -74,7 +74,7 @@ def test_the_example_for_own_corpora_names_no_set_of_ep_mini(tmp_path):
 
 
 def test_three_domains_take_the_models_of_the_ten(config, tmp_path):
-    three = _settings(RECIPE / "conf" / "three_domains.yaml", ())
+    three = _settings(RECIPE / "conf" / "variations.yaml", ("domains=[broadcast_news,telephone,children]",))
     check_settings(three)
     assert "karcher" not in three["merge"]["methods"]
     assert three["merge"]["methods"]["tsvm"] == config["merge"]["methods"]["tsvm"]
