@@ -50,7 +50,7 @@ class WhisperFineTuningJob(Job):
         accumulate: batches that make one step.
         gradient_clip: largest norm of the gradient; 0 for none.
         precision: of the arithmetic: one of :data:`PRECISIONS`; weights and optimiser are float32 in any case.
-        gradient_checkpointing: compute activations again rather than keep them: less memory, a third more time.
+        gradient_checkpointing: compute activations again rather than keep them: less memory, more time.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         devices: processes on each machine; their batches add up.
         num_nodes: machines, which torchrun must have started.
@@ -169,10 +169,11 @@ def fine_tune_whisper(job: WhisperFineTuningJob, report: Report | None = None) -
     import torch
     from transformers import set_seed
 
+    from .whisper_arguments import arguments
     from .whisper_data import Collator, read_examples
     from .whisper_model import load_whisper
     from .whisper_outcome import finish
-    from .whisper_trainer import WhisperTrainer, arguments, begin
+    from .whisper_trainer import WhisperTrainer, begin
 
     name = Path(job.output).name
 
