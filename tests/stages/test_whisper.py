@@ -133,7 +133,7 @@ def test_commands_of_the_tutorial_are_valid(monkeypatch):
 SETS = ("broadcast_news", "telephone", "children", "ood_kitchen", "brazilian")
 TINY = [
     *(f"corpus.{name}={{train: {0 if index > 2 else 6}, dev: 2, test: 2}}" for index, name in enumerate(SETS)),
-    "train.base.whisper={width: 16, layers: 1, mels: 16, seconds: 8, tokens: 300, most: 40, languages: [pt]}",
+    "train.base.whisper={width: 16, layers: 1, mels: 16, seconds: 8, tokens: 300, most: 100, languages: [pt]}",
     "train.experts.steps=4", "train.joint.steps=4", "train.experts.validate_every=2", "decode.beam=2",
     "search.utterances=1", "merge.methods.task_arithmetic.search={scale: [0.5, 1.0]}",
     "merge.methods.boosted_tsvm.search={beta: [0.3]}",
