@@ -128,6 +128,7 @@ LAYERS = {
         "merging",
         "methods",
         "checkpoints",
+        "tensors",
         "__init__",
     },
 }

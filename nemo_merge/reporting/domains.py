@@ -50,6 +50,7 @@ def write_results(
     _draw_trade_off(trade_off, scores, notice)
     baseline = _label(scores["baseline"])
     seeds = len(scores["seeds"])
+    found = findings(scores)
     kept = [name for name in scores["groups"] if name not in ("in domain", "out of domain")]
     parts = [
         f"# {title}",
@@ -75,7 +76,7 @@ def write_results(
         f"![Mean word error rate in domain by system]({bars.name})",
         "## Findings",
         "<!-- --8<-- [start:findings] -->",
-        table(["finding", "here", "figures"], findings(scores)),
+        table(["finding", "here", "figures"], found) if found else "None: no system recognises anything.",
         "<!-- --8<-- [end:findings] -->",
         f"![In domain against what the base knew]({trade_off.name})",
         f"## The best merge against {baseline}, set by set",

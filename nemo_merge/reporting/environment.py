@@ -15,6 +15,7 @@ _PACKAGES = (
     "torch",
     "nemo_toolkit",
     "lightning",
+    "transformers",
     "lhotse",
     "rapidfuzz",
     "jiwer",

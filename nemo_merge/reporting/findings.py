@@ -11,6 +11,7 @@ from .results import signed
 
 PARAMETERS, VECTORS, SUBSPACE = FAMILIES = ("parameter space", "task vectors", "task subspace")
 _ALPHA = 0.05
+_NOTHING = 0.95  # error rate from which on nothing is recognised
 
 
 def findings(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -20,8 +21,12 @@ def findings(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         scores: ``systems`` with ``family`` and ``means``, ``significance`` of the merges against ``baseline``.
 
     Returns:
-        Rows of finding, verdict, figures; a finding for which there are no systems or sets is left out.
+        Rows of finding, verdict, figures; a finding for which there are no systems or sets is left out, and all are
+        where no system recognises anything.
     """
+    rates = [row["means"]["in domain"]["interval"][0] for row in scores["systems"].values() if row["means"]]
+    if min(rates, default=0.0) >= _NOTHING:
+        return []
     rows = [
         _best_family(scores, "in domain", SUBSPACE, "subspace methods are best in domain"),
         _best_family(scores, "retention", PARAMETERS, "parameter-space methods keep best what the base knew"),

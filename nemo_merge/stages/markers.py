@@ -26,8 +26,11 @@ def digest(value: Any) -> str:
 def identity(path: str | Path) -> str:
     """What tells whether a file changed: its content, or its size and time if it is large.
 
-    A gzipped file is looked at inside, because gzip writes the time of day into its header.
+    A gzipped file is looked at inside, because gzip writes the time of day into its header. A folder is what is in it.
     """
+    if Path(path).is_dir():
+        inside = sorted(item for item in Path(path).rglob("*") if item.is_file())
+        return digest([[str(item.relative_to(path)), identity(item)] for item in inside])
     status = Path(path).stat()
     if status.st_size > _HASH_LIMIT:
         return f"{status.st_size} bytes at {status.st_mtime_ns}"

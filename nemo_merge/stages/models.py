@@ -40,6 +40,10 @@ def train_base(context: Context) -> Path:
 
     Given experts are taken first, so that nothing is trained where one of them cannot be used.
     """
+    if on_whisper(context.config):
+        from .whisper import make_base
+
+        return make_base(context)
     path = model_path(context, "base")
     if "base" in take_given(context):
         return path
@@ -138,14 +142,24 @@ def merged_files(context: Context) -> list[Path]:
     return [merged_path(context, name) for name in context.config["merge"]["methods"]]
 
 
+def on_whisper(config: Mapping[str, Any]) -> bool:
+    """Whether the models of a recipe are Whispers, which are folders: ``train.base.whisper`` says where from."""
+    return "whisper" in ((config.get("train") or {}).get("base") or {})
+
+
+def suffix(config: Mapping[str, Any]) -> str:
+    """What the names of a recipe's models end with."""
+    return "" if on_whisper(config) else ".nemo"
+
+
 def model_path(context: Context, name: str) -> Path:
     """A trained model: ``base`` or the name of a domain."""
-    return context.expdir / "models" / f"{name}.nemo"
+    return context.expdir / "models" / f"{name}{suffix(context.config)}"
 
 
 def merged_path(context: Context, name: str) -> Path:
     """The model merged by one entry of ``merge.methods``."""
-    return context.expdir / "merged" / f"{name}.nemo"
+    return context.expdir / "merged" / f"{name}{suffix(context.config)}"
 
 
 def _job(context: Context, name: str, settings: dict[str, Any], **arguments: Any) -> TrainingJob:

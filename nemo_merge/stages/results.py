@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError, did_you_mean
 from ..reporting.results import Scores, write_results
 from ..scoring import bootstrap_interval, holm, mapsswe
 from ..scoring.error_rates import sum_counts, word_errors
@@ -21,6 +22,8 @@ from .workers import run_jobs
 
 if TYPE_CHECKING:
     from ..reporting.experiment import ReportOptions
+
+_NOT_CHANGING = ("batch_size", "batch_seconds", "device", "threads", "strict")  # transcripts do not depend on them
 
 
 def decode(context: Context) -> None:
@@ -38,28 +41,45 @@ def transcribe_all(
     """Transcribes every set, a cut manifest, with every model, unless that was done before.
 
     Args:
-        context: its ``decode.batch_size`` applies; hypotheses go to ``decode/<model>/<set>.jsonl``.
+        context: its ``decode`` has settings of a ``DecodingJob``; hypotheses go to ``decode/<model>/<set>.jsonl``.
         models: checkpoints by name.
         sets: cut manifests by name.
         only: names of the sets for the models that do not transcribe all.
     """
     known = {name: identity(path) for name, path in sets.items()}
+    settings = decode_settings(context.config)
+    changing = {key: value for key, value in settings.items() if key not in _NOT_CHANGING}
     jobs, marks = {}, {}
     for name, path in models.items():
         wanted = {item: sets[item] for item in (only or {}).get(name, sets)}
         folder = context.expdir / "decode" / name
         files = [folder / f"{item}.jsonl" for item in wanted]
-        mark = {"model": identity(path), "sets": {item: known[item] for item in wanted}}
+        mark = {"model": identity(path), "sets": {item: known[item] for item in wanted}, "settings": changing}
         if context.is_fresh(f"decode-{name}", files, **mark):
             context.say(f"{name}: decoded before")
         else:
             if context.force:
                 shutil.rmtree(folder, ignore_errors=True)
-            output, size = context.expdir / "decode", context.config["decode"]["batch_size"]
-            jobs[f"decode-{name}"] = DecodingJob({name: path}, wanted, output, size, overwrite=True)
+            jobs[f"decode-{name}"] = DecodingJob(
+                {name: path}, wanted, context.expdir / "decode", overwrite=True, **settings
+            )
             marks[f"decode-{name}"] = mark
     for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say, together=True):
         context.mark_fresh(job, **marks[job])
+
+
+def decode_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How models transcribe: what ``decode`` says beside its sets.
+
+    Raises:
+        ConfigError: a setting does not exist.
+    """
+    settings = {key: value for key, value in config["decode"].items() if key != "sets"}
+    known = {item.name for item in fields(DecodingJob)} - {"models", "sets", "output", "overwrite", "progress"}
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"decode: there is no setting {key!r}{did_you_mean(str(key), known)}")
+    return settings
 
 
 def score(context: Context) -> None:

@@ -9,12 +9,12 @@ of its own, so that a run that was interrupted and resumed ends like one that wa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ConfigError
-from .jobs import Job, Report, is_first_process
+from .jobs import Job, Report, is_first_process, shared_out
 from .sources import Source, SourceLike, mix, read_source
 from .trainer import loader_config, make_trainer, reporter
 
@@ -112,12 +112,7 @@ class FineTuningJob(Job):
 
     def placed(self, gpus: int | None, resume: bool) -> FineTuningJob:
         """With fewer GPUs than devices, as many batches in turn as there would have been side by side."""
-        job = self if resume else replace(self, resume=False)
-        if not gpus or gpus >= self.devices:
-            return job
-        if self.devices % gpus:
-            raise ConfigError(f"{self.output}: devices={self.devices} cannot be shared out evenly over {gpus} GPUs")
-        return replace(job, devices=gpus, accumulate=self.accumulate * self.devices // gpus)
+        return shared_out(self, gpus, resume)
 
     @property
     def trains_adapter(self) -> bool:
@@ -143,6 +138,19 @@ class FineTuningJob(Job):
         from .repeatable import fingerprint
 
         return fingerprint(self)
+
+    def check(self, shown: str = "fine-tuning") -> None:
+        """Finds what stands against it before NeMo is imported.
+
+        Args:
+            shown: what messages call it, for example its file.
+
+        Raises:
+            ConfigError: with every problem found.
+        """
+        from .checks import check_job
+
+        check_job(self, shown)
 
     def run(self, report: Report) -> None:
         fine_tune(self, report)

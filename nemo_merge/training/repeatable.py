@@ -13,6 +13,7 @@ from .validation import monitored
 
 if TYPE_CHECKING:
     from .fine_tune import FineTuningJob
+    from .whisper_fine_tune import WhisperFineTuningJob
 
 LAST = "last.ckpt"
 STATE = "nemo_merge"
@@ -41,13 +42,13 @@ class Resumable(Protocol):
         ...
 
 
-def fingerprint(job: FineTuningJob) -> str:
+def fingerprint(job: FineTuningJob | WhisperFineTuningJob) -> str:
     """What tells a job's checkpoints from those of a job that would give other weights."""
-    from ..checkpoints._digests import sha256_of
+    from .recogniser import model_digest
 
     settings = {key: value for key, value in dataclasses.asdict(job).items() if key not in _OWN}
     settings["processes"] = job.devices * job.num_nodes
-    settings["base"] = sha256_of(Path(job.base))
+    settings["base"] = model_digest(Path(job.base))
     settings["train"] = [source.record() for source in job.sources()]
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

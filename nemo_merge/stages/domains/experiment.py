@@ -9,8 +9,9 @@ from typing import Any
 from ...corpora.mini import SPLITS
 from ...errors import ConfigError, did_you_mean
 from ..engine import Context
-from ..models import merged_path, model_path
+from ..models import merged_path, model_path, on_whisper
 from ..sets import SpeechSets
+from ..whisper import check_base
 
 Config = Mapping[str, Any]
 BASE, EXPERTS, JOINT = "base", "experts", "joint"
@@ -90,6 +91,8 @@ def check(config: Config) -> None:
             system, or a name that two systems or means have.
     """
     train, sets = config["train"], SpeechSets.read(config)
+    if on_whisper(config):
+        check_base(config)
     areas = config["evaluate"].get("areas") or {}
     for name in [*test_sets(config), *(name for names in areas.values() for name in names)]:
         sets[name]  # raises where there is no such set
@@ -105,7 +108,7 @@ def check(config: Config) -> None:
         if path := (train.get(part) or {}).get("given"):
             models[f"train.{part}.given"] = path
     for key, path in models.items():
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise ConfigError(f"{key}: {path} does not exist")
     taken = {BASE, JOINT, EXPERTS, *config["domains"]} & set(config["merge"]["methods"])
     if taken:

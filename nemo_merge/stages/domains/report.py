@@ -21,7 +21,7 @@ def write_report(context: Context) -> None:
     made = write_results(
         context.expdir,
         title=config["title"],
-        notice=notice(context),
+        notice="\n\n".join(filter(None, [notice(context), config.get("note")])),
         command=config["command"],
         scores=json.loads((context.expdir / "scores.json").read_text(encoding="utf-8")),
         search=[{**row, "words": described(row["settings"])} for row in rows],

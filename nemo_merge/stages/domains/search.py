@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from ...scoring.error_rates import word_error_rate
 from ...training.decode import read_hypotheses
 from ..data import cuts_path
 from ..engine import Context, identity
-from ..models import model_path
+from ..models import model_path, suffix
 from ..results import transcribe_all
 from .experiment import check, expert_path, merge_path, retained
 
@@ -114,12 +115,12 @@ def search(context: Context) -> list[Candidate]:
         folder = context.expdir / "search"
         for start in range(0, len(every), options["at_once"]):
             batch = every[start : start + options["at_once"]]
-            models = {item.name: folder / f"{item.name}.nemo" for item in batch}
+            models = {item.name: folder / f"{item.name}{suffix(config)}" for item in batch}
             _merge(context, {models[item.name]: item for item in batch}, seed)
             transcribe_all(context, models, sets)
             rows += [_row(context, item, kept) for item in batch]
             for path in models.values():
-                path.unlink()
+                _remove(path)
         file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         context.mark_fresh("search", **depends_on)
         rates = {row["name"]: row["dev"] for row in rows}
@@ -128,6 +129,13 @@ def search(context: Context) -> list[Candidate]:
         settings = f" ({described(item.settings)})" if item.settings else ""
         context.say(f"{item.entry}{settings}: {100 * rates[item.name]:.1f} % on development sets")
     return best
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def chosen(found: Sequence[Candidate], rates: Mapping[str, float]) -> list[Candidate]:

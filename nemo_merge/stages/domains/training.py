@@ -11,9 +11,12 @@ from omegaconf import OmegaConf
 
 from ...training.fine_tune import FineTuningJob
 from ...training.jobs import Job
+from ...training.whisper_fine_tune import WhisperFineTuningJob
 from ..data import cuts_path
 from ..engine import Context, identity
-from ..models import model_path, train_base
+from ..models import model_path, on_whisper, train_base
+from ..results import decode_settings
+from ..whisper import fine_tuning
 from ..workers import run_jobs
 from .experiment import JOINT, check, check_splits, expert_path, expert_runs, joint_path, runs, systems
 from .search import candidates
@@ -22,6 +25,7 @@ from .search import candidates
 def train(context: Context) -> None:
     """Stage 3: what is not given is trained; every fine-tuning starts from the same base."""
     check_settings(context.config)
+    fine_tunings(context, model_path(context, "base"))  # raises where a setting does not exist
     check_splits(context)
     jobs = fine_tunings(context, train_base(context))
     digest = functools.cache(identity)  # jobs share their files
@@ -44,20 +48,25 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """Finds mistakes in the settings of all stages before anything is trained.
 
     Raises:
-        ConfigError: see :func:`~.experiment.check` and :func:`~.search.candidates`.
+        ConfigError: see :func:`~.experiment.check`, :func:`~.search.candidates` and
+            :func:`~nemo_merge.stages.results.decode_settings`.
     """
     check(config)
     candidates(config)
+    decode_settings(config)
 
 
-def fine_tunings(context: Context, base: Path) -> dict[str, FineTuningJob]:
+def fine_tunings(context: Context, base: Path) -> dict[str, FineTuningJob | WhisperFineTuningJob]:
     """Everything that is to be fine-tuned, by the model's name."""
     config = context.config
     settings = config["train"]
     domains = list(config["domains"])
-    jobs: dict[str, FineTuningJob] = {}
+    jobs: dict[str, FineTuningJob | WhisperFineTuningJob] = {}
 
     def add(name: str, output: Path, sets: list[str], seed: int, values: Mapping[str, Any]) -> None:
+        if on_whisper(config):
+            jobs[name] = fine_tuning(context, base, output, sets, seed, values)
+            return
         cuts = [cuts_path(context, item, "train") for item in sets]
         jobs[name] = FineTuningJob(base, output, cuts, seed=seed, overwrite=True, **values)
 
@@ -74,7 +83,7 @@ def fine_tunings(context: Context, base: Path) -> dict[str, FineTuningJob]:
 
 
 def _steps(job: Job) -> float:
-    return float(job.steps or 1) if isinstance(job, FineTuningJob) else 1.0
+    return float(job.steps or 1) if isinstance(job, FineTuningJob | WhisperFineTuningJob) else 1.0
 
 
 def _jobs(settings: Mapping[str, Any]) -> dict[str, Any]:
