@@ -13,6 +13,7 @@ from ...training.fine_tune import FineTuningJob
 from ...training.jobs import Job
 from ..data import cuts_path
 from ..engine import Context, identity
+from ..models import given_files as given_base_and_experts
 from ..models import model_path, train_base
 from ..workers import run_jobs
 from .experiment import JOINT, check, check_splits, expert_path, expert_runs, joint_path, runs, systems
@@ -80,6 +81,12 @@ def _steps(job: Job) -> float:
 def _jobs(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a fine-tuning without the models that are given instead."""
     return {key: value for key, value in settings.items() if key != "given"}
+
+
+def given_files(context: Context) -> list[Path]:
+    """What stage 3 takes from elsewhere."""
+    joint = (context.config["train"].get(JOINT) or {}).get("given")
+    return [*given_base_and_experts(context), *([Path(joint)] if joint else [])]
 
 
 def model_files(context: Context) -> list[Path]:
