@@ -136,6 +136,7 @@ DOMAINS = (
         training.train,
         options=("seed", "seeds", "model", "train", "domains"),
         after=("cuts",),
+        reads=training.given_files,
         outputs=training.model_files,
     ),
     Stage(

@@ -14,6 +14,7 @@ from ...training.jobs import Job
 from ...training.whisper_fine_tune import WhisperFineTuningJob
 from ..data import cuts_path
 from ..engine import Context, identity
+from ..models import given_files as given_base_and_experts
 from ..models import model_path, on_whisper, train_base
 from ..results import decode_settings
 from ..whisper import fine_tuning
@@ -89,6 +90,12 @@ def _steps(job: Job) -> float:
 def _jobs(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a fine-tuning without the models that are given instead."""
     return {key: value for key, value in settings.items() if key != "given"}
+
+
+def given_files(context: Context) -> list[Path]:
+    """What stage 3 takes from elsewhere."""
+    joint = (context.config["train"].get(JOINT) or {}).get("given")
+    return [*given_base_and_experts(context), *([Path(joint)] if joint else [])]
 
 
 def model_files(context: Context) -> list[Path]:
