@@ -84,7 +84,7 @@ def write_results(
     draw_error_rates(picture, scores, domains, list(merges), notice)
     parts = [
         f"# {title}",
-        notice,
+        *filter(None, [notice]),
         f"Made by `{command}`.",
         "## Word error rate, %",
         "<!-- --8<-- [start:results] -->",

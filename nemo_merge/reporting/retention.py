@@ -48,7 +48,7 @@ def write_results(
     spoken = f"means over {seeds} seeds" if seeds > 1 else "one seed"
     parts = [
         f"# {title}",
-        notice,
+        *filter(None, [notice]),
         f"Made by `{command}`.",
         "## What is learnt and what is lost",
         "<!-- --8<-- [start:results] -->",

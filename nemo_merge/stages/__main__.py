@@ -11,9 +11,11 @@ from typing import Any
 
 import click
 
+from ..corpora.mini import SPLITS
 from ..errors import ConfigError, NemoMergeError, did_you_mean
 from .engine import NAMES, Context, Stage, describe, run
 from .recipes import RECIPES
+from .sets import SpeechSets
 
 
 class _Command(click.Command):
@@ -63,6 +65,7 @@ def command(
     KEY=VALUE changes a setting of the configuration, for example train.experts.steps=50.
     """
     settings = _settings(config, overrides)
+    SpeechSets.read(settings)  # refuses entries of no known form before anything is done
     chosen = _choose(_stages(settings), stage, stop_stage, stages, skip_stages)
     home = config.resolve().parent.parent
     folders = (datadir or home / "data").resolve(), (expdir or home / "exp").resolve()
@@ -108,7 +111,7 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     try:
         settings: Any = OmegaConf.load(config)
         if like := settings.pop("like", None):  # another configuration, of which this one changes some settings
-            settings = OmegaConf.merge(OmegaConf.load(config.parent / like), settings)
+            settings = _like(OmegaConf.load(config.parent / like), settings)
         changes: Any = OmegaConf.from_dotlist(list(overrides))
         for key in changes:
             if key not in settings:
@@ -122,6 +125,20 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{config}: {str(error).splitlines()[0]}") from error
     return {**plain, "command": shlex.join(_typed())}
+
+
+def _like(other: Any, settings: Any) -> Any:
+    """Another configuration with the settings of this one in their place; sets of speech are replaced as a whole."""
+    from omegaconf import OmegaConf
+
+    sets = settings.get("corpus") or {}
+    for name, entry in sets.items():
+        if entry is None or not set(entry) <= set(SPLITS):  # not only other numbers of the same synthesised set
+            other.get("corpus", {}).pop(name, None)
+    merged: Any = OmegaConf.merge(other, settings)
+    for name in [name for name, entry in sets.items() if entry is None]:
+        merged.corpus.pop(name)
+    return merged
 
 
 def _typed() -> list[str]:

@@ -8,7 +8,7 @@ from .engine import Stage
 _DATA = (
     Stage(
         "download",
-        "synthesise the corpus",
+        "synthesise or fetch the corpora",
         data.download,
         options=("seed", "corpus"),
         outputs=data.corpus_files,

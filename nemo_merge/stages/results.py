@@ -9,18 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..corpora.mini import NOTICE, load
 from ..reporting.experiment import ReportOptions, write_page
 from ..reporting.results import Scores, write_results
 from ..scoring import bootstrap_interval, holm, mapsswe
 from ..scoring.error_rates import sum_counts, word_errors
 from ..training.decode import DecodingJob, Hypothesis, read_hypotheses
-from .data import cuts_path
+from .data import cuts_path, notice, speech_sets
 from .engine import Context, identity, seconds_of
 from .models import merged_path, model_path
 from .workers import run_jobs
-
-_GROUPS = {"out_of_domain": "out of domain", "variety": "variety", "language": "other languages"}
 
 
 def decode(context: Context) -> None:
@@ -90,15 +87,16 @@ def _significance(merges: dict[str, list[Hypothesis]], baseline: list[Hypothesis
 
 def write_report(context: Context) -> None:
     """Stage 8: ``RESULTS.md``, a picture, and a page that holds everything."""
+    found = speech_sets(context)
     scores = Scores.read(context.expdir / "scores.json")
     merge_seconds = json.loads((context.expdir / "merged" / "cpu_seconds.json").read_text(encoding="utf-8"))
     made = write_results(
         context.expdir,
         title=context.config["title"],
-        notice=NOTICE,
+        notice=notice(context),
         command=context.config["command"],
         scores=scores,
-        domains={name: load(name).title for name in context.config["domains"]},
+        domains={name: found[name].title for name in context.config["domains"]},
         others=_other_sets(context),
         merges={name: dict(values or {}) for name, values in context.config["merge"]["methods"].items()},
         baseline=context.config["score"]["baseline"],
@@ -108,7 +106,7 @@ def write_report(context: Context) -> None:
     page = context.expdir / "report.html"
     options = ReportOptions(
         title=context.config["title"],
-        notice=NOTICE,
+        notice=notice(context),
         base="base",
         experts={name: name for name in context.config["domains"]},
         groups={title.capitalize(): list(sets) for title, sets in _other_sets(context).items()},
@@ -122,11 +120,11 @@ def write_report(context: Context) -> None:
 
 def _other_sets(context: Context) -> dict[str, dict[str, str]]:
     """Titles of the test sets that no expert was trained on, by what they are."""
+    found = speech_sets(context)
     groups: dict[str, dict[str, str]] = {}
     for name in context.config["decode"]["sets"]:
         if name not in context.config["domains"]:
-            grammar = load(name)
-            groups.setdefault(_GROUPS.get(grammar.role, "other domains"), {})[name] = grammar.title
+            groups.setdefault(found[name].group, {})[name] = found[name].title
     return groups
 
 

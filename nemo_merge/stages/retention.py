@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..corpora.mini import NOTICE, load
 from ..reporting.retention import write_results
 from ..scoring.error_rates import ErrorCounts, sum_counts, word_errors
 from ..scoring.retention import bootstrap_measure, mean_rate, relative_change
 from ..training.decode import read_hypotheses
 from .adaptation import Setting, adapted_path, evaluated, settings, tuned_path
+from .data import notice, speech_sets
 from .engine import Context
 from .models import model_path
 
@@ -135,15 +135,15 @@ def _at(level: float, points: Sequence[tuple[float, float]]) -> float | None:
 
 def write_report(context: Context) -> None:
     """Stage 8: ``RESULTS.md`` and a picture."""
-    config = context.config
+    config, found = context.config, speech_sets(context)
     made = write_results(
         context.expdir,
         title=config["title"],
-        notice=NOTICE,
+        notice=notice(context),
         command=config["command"],
         scores=json.loads((context.expdir / "scores.json").read_text(encoding="utf-8")),
-        source={name: load(name).title for name in config["source"]},
-        target=load(config["target"]).title,
+        source={name: found[name].title for name in config["source"]},
+        target=found[config["target"]].title,
         labels={**_labels(config["fine_tune"]), **_labels(config["merge"])},
         seeds=len(config["seeds"]),
         tolerance=config["score"]["tolerance"],
