@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError
 from ..training.fine_tune import ADAPTERS, FineTuningJob
 from .compared import Setting, fine_tuned, settings
-from .data import cuts_path
+from .data import cuts_path, speech_sets
 from .engine import Context, identity
 from .models import model_path, train_base
 from .results import transcribe_all
@@ -30,6 +31,7 @@ def train(context: Context) -> None:
     """Stage 3: the base on the source domains, then every fine-tuning of it, with every seed."""
     config = context.config
     settings(config)  # which refuses merges that stage 4 could not do
+    _check_splits(context)
     base = train_base(context)
     known = [cuts_path(context, name, "train") for name in config["train"]["base"].get("data", config["source"])]
     jobs: dict[str, FineTuningJob] = {}
@@ -49,6 +51,18 @@ def train(context: Context) -> None:
                 jobs[name] = job
     for name in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say, together=True):
         context.mark_fresh(name, **depends_on[name])
+
+
+def _check_splits(context: Context) -> None:
+    """Refuses sets that lack what later stages need, before anything is trained."""
+    for name in (*context.config["source"], context.config["target"]):
+        found = speech_sets(context)[name].splits(context)
+        for split in ("train", *EVALUATED):
+            if split not in found:
+                raise ConfigError(
+                    f"corpus.{name}: it has no split {split!r}, only {', '.join(found) or 'none'}; "
+                    f"corpus.{name}.splits.{split}=NAME says which of the corpus' own that is"
+                )
 
 
 def merge(context: Context) -> None:

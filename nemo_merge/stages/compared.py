@@ -89,10 +89,19 @@ def fine_tuned(config: Mapping[str, Any]) -> Iterator[Setting]:
         options: Any = OmegaConf.to_container(OmegaConf.merge(config["fine_tune"]["common"], given))
         for key in (*_NOT_OF_JOBS, *(() if options["trainable"] in ADAPTERS else ("adapter",))):
             options.pop(key, None)
-        data = given.get("data") or [config["target"]]
-        shares = data if isinstance(data, Mapping) else dict.fromkeys(data)
+        data = _data(config, given.get("data") or ["target"])
         for value, swept in _swept(options, given.get("sweep")):
-            yield Setting(method, value, swept, start=given.get("start"), data=shares)
+            yield Setting(method, value, swept, start=given.get("start"), data=data)
+
+
+def _data(config: Mapping[str, Any], given: Sequence[str] | Mapping[str, float]) -> dict[str, float | None]:
+    """Sets and their shares; ``source`` stands for all source sets together, ``target`` for that."""
+    groups = {"source": config["source"], "target": [config["target"]]}
+    found: dict[str, float | None] = {}
+    for name in given:
+        sets = groups.get(name, [name])
+        found |= dict.fromkeys(sets, given[name] / len(sets) if isinstance(given, Mapping) else None)
+    return found
 
 
 def _merges(config: Mapping[str, Any], known: Mapping[str, Setting]) -> Iterator[Setting]:

@@ -37,13 +37,14 @@ class Switching:
 
     @cached_property
     def masks(self) -> Mapping[str, Mapping[str, Sequence[bool]]]:
-        """Which words of every utterance are of each kind; empty if all words are in one language."""
+        """Which words of every utterance are of each kind that there is; empty if all are in one language."""
         masks = {
             EMBEDDED: {key: [t not in (*NEUTRAL, self.matrix) for t in tags] for key, tags in self.languages.items()},
             MATRIX: {key: [tag == self.matrix for tag in tags] for key, tags in self.languages.items()},
             ENTRY: {key: entries(tags) for key, tags in self.languages.items()},
         }
-        return masks if any(map(any, masks[EMBEDDED].values())) else {}
+        found = {kind: mask for kind, mask in masks.items() if any(map(any, mask.values()))}
+        return found if EMBEDDED in found else {}
 
     def errors(self, heard: Mapping[str, str]) -> dict[str, list[ErrorCounts]]:
         """Errors at each kind of words, utterance by utterance; ``embedded`` is PIER.
