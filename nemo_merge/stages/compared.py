@@ -115,6 +115,8 @@ def _merges(config: Mapping[str, Any], known: Mapping[str, Setting]) -> Iterator
             raise ConfigError(f"{place}.seeds: {seeds!r} is neither {' nor '.join(SEEDS)}")
         options = {key: value for key, value in given.items() if key not in _NOT_OF_MERGES}
         methods.method_class(options.setdefault("method", "soup"))  # which refuses other names
+        if seeds == "together" and len(config["seeds"]) < 2:
+            continue  # there is nothing to merge
         for value, swept in _swept(options, given.get("sweep")):
             yield Setting(method, value, swept, tuple(known[name] for name in names), seeds == "together")
 

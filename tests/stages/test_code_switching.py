@@ -99,6 +99,7 @@ def test_merges(config):
     assert found["bayesian_lora-0.0001"].origin("lora") == "lora"
     assert found["lora"].origin("lora") is None
     assert found["lora"].merging == {}
+    assert {setting.method for setting in settings({**config, "seeds": [3]})}.isdisjoint({"full_seeds", "lora_seeds"})
 
 
 @pytest.mark.parametrize(
