@@ -178,7 +178,8 @@ def _level_table(scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]
         return "" if value is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * item for item in value))
 
     header = ["method", *(f"old domains, new at {percent(level)}" for level in scores["levels"])]
-    return table(header, [[labels[name][0], *map(shown, values)] for name, values in scores["at_level"].items()])
+    rows = [[labels[name][0], *map(shown, values)] for name, values in scores["at_level"].items() if any(values)]
+    return table(header, rows)
 
 
 def _full_table(scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]]) -> str:

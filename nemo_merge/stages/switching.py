@@ -50,10 +50,11 @@ class Switching:
         """Errors at each kind of words, utterance by utterance; ``embedded`` is PIER.
 
         Args:
-            heard: what was recognised, by the utterance's id.
+            heard: what was recognised, by the utterance's id; those that no model could decode are missing.
         """
+        found = {key: (said, mixed_tokens(heard[key])) for key, said in self.tokens.items() if key in heard}
         return {
-            kind: [masked_errors(said, mixed_tokens(heard[key]), mask[key]) for key, said in self.tokens.items()]
+            kind: [masked_errors(*texts, mask[key]) for key, texts in found.items()]
             for kind, mask in self.masks.items()
         }
 

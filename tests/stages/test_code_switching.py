@@ -51,6 +51,11 @@ def config():
     return named("code_switching")
 
 
+@pytest.fixture(scope="module")
+def with_old_data():
+    return named("old_data", "seeds=[0,1]")
+
+
 def named(name: str, *changes: str):
     return _settings(RECIPE / "conf" / f"{name}.yaml", changes)
 
@@ -68,14 +73,15 @@ def test_every_fine_tuning_is_a_job(config):
     assert jobs["lora"].adapter.items() <= jobs[f"bayesian_lora-{sweep[0]:g}"].adapter.items()
 
 
-def test_sets_to_train_on(config):
+def test_sets_to_train_on(with_old_data):
+    config = with_old_data
     found = {setting.name: setting.data for setting in fine_tuned(config)}
     assert found["lora"] == {"code_switching": None}
     assert found["lora_old"] == dict.fromkeys(config["source"])
     assert found["lora_joint"] == {"code_switching": 1, **dict.fromkeys(config["source"], pytest.approx(1 / 3))}
 
 
-@pytest.mark.parametrize("name", ["code_switching", "sweep", "variations", *CORPORA])
+@pytest.mark.parametrize("name", ["code_switching", "old_data", "sweep", "variations", *CORPORA])
 def test_every_method_has_a_label_and_every_sweep_a_symbol(name):
     config = named(name)
     for section in (config["fine_tune"], config["merge"]):
@@ -88,13 +94,15 @@ def test_every_method_has_a_label_and_every_sweep_a_symbol(name):
     assert all(sum(map(bool, setting.data.values())) in (0, len(setting.data)) for setting in found)
 
 
-def test_merges(config):
+def test_merges(with_old_data):
+    config = with_old_data
     found = {setting.name: setting for setting in settings(config)}
-    scaled, seeds, both = (found[name] for name in ("lora_scaled-0.75", "lora_seeds-0.75", "lora_and_old-0.75"))
+    scaled, seeds, both = (found[name] for name in ("lora_scaled-0.75", "lora_seeds_tsvm-0.5", "lora_and_old-0.75"))
     assert [setting.name for setting in both.sources] == ["lora", "lora_old"]
-    assert scaled.merging == seeds.merging == {"method": "soup", "scale": 0.75}
+    assert scaled.merging == {"method": "soup", "scale": 0.75}
+    assert seeds.merging == {"method": "tsvm", "scale": 0.5}
     assert scaled.runs([3, 4]) == {"lora_scaled-0.75-seed3": [3], "lora_scaled-0.75-seed4": [4]}
-    assert seeds.runs([3, 4]) == {"lora_seeds-0.75": [3, 4]}
+    assert seeds.runs([3, 4]) == {"lora_seeds_tsvm-0.5": [3, 4]}
     assert [setting.origin("lora") for setting in (scaled, seeds, both)] == ["lora", None, None]
     assert found["bayesian_lora-0.0001"].origin("lora") == "lora"
     assert found["lora"].origin("lora") is None
@@ -270,7 +278,7 @@ def test_the_recipe(tmp_path):
     assert lora["gain_kept"][0] == pytest.approx(1) or lora["target"][0] >= scores["base"]["target"][0]
     assert len(lora["seeds"]) == 2
     assert set(lora["words"]) == {"embedded", "matrix", "entry"}
-    seeds = [row for row in scores["settings"] if row["method"] == "lora_seeds"]
+    seeds = [row for row in scores["settings"] if row["method"] == "lora_seeds_tsvm"]
     assert [len(row["seeds"]) for row in seeds] == [1, 1]
 
     again = run_script(tmp_path, "--nj", "1", "merge.methods.lora_scaled.sweep.scale=[0.25]")
