@@ -86,8 +86,10 @@ LAYERS = {
         "__init__",
     },
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "corpora", "__init__"},
-    "training": {"errors", "checkpoints", "adapters", "__init__"},
+    "training": {"errors", "checkpoints", "adapters", "searching", "__init__"},
+    "searching": {"_lazy", "errors", "methods", "merging", "scoring", "training"},
     "cli": {
+        "searching",
         "errors",
         "tensors",
         "methods",

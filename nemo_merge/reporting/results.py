@@ -64,6 +64,7 @@ def write_results(
     baseline: str,
     merge_seconds: Mapping[str, float],
     stage_seconds: Mapping[str, float],
+    models: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Writes ``RESULTS.md`` and ``wer.png`` and returns their paths.
 
@@ -79,6 +80,7 @@ def write_results(
         baseline: merge that the others are compared with.
         merge_seconds: CPU seconds of every merge.
         stage_seconds: wall-clock seconds of every stage.
+        models: SHA-256 of the file of every model, by name.
     """
     picture = folder / "wer.png"
     draw_error_rates(picture, scores, domains, list(merges), notice)
@@ -101,6 +103,7 @@ def write_results(
         f"![Word error rate by domain and method]({picture.name})",
         "## Every model on every set",
         _full_table(scores),
+        *(["## Models", _files_table(models)] if models else []),
         "## Environment",
         table(["", ""], [[key, value] for key, value in environment().items()]),
         "Seconds by stage: " + ", ".join(f"{name} {value:.0f}" for name, value in stage_seconds.items()) + ".",
@@ -108,6 +111,10 @@ def write_results(
     results = folder / "RESULTS.md"
     results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return [results, picture]
+
+
+def _files_table(models: Mapping[str, str]) -> str:
+    return table(["model", "SHA-256"], [[name, f"`{digest}`"] for name, digest in models.items()])
 
 
 def draw_error_rates(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adaptation, data, models, results, retention
+from . import adaptation, data, models, pack, results, retention
 from .engine import Stage
 
 _DATA = (
@@ -33,10 +33,11 @@ MERGE = (
     *_DATA,
     Stage(
         "train",
-        "train the base and one expert per domain",
+        "train the base and one expert per domain, or take given ones",
         models.train,
         options=("seed", "model", "train", "domains"),
         after=("cuts",),
+        reads=models.given_files,
         outputs=models.model_files,
     ),
     Stage(
@@ -71,6 +72,14 @@ MERGE = (
         after=("merge", "score"),
         outputs=results.report_files,
     ),
+    Stage(
+        "pack",
+        "models, records, figures and checksums in one folder, for a hub",
+        pack.pack,
+        options=("pack", "title"),
+        after=("merge", "score", "report"),
+        outputs=pack.packed_files,
+    ),
 )
 
 ADAPT = (
@@ -81,6 +90,7 @@ ADAPT = (
         adaptation.train,
         options=("seed", "seeds", "model", "train", "target", "source", "fine_tune"),
         after=("cuts",),
+        reads=models.given_files,
         outputs=adaptation.tuned_files,
     ),
     Stage(

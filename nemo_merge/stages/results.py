@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..reporting.experiment import ReportOptions, write_page
 from ..reporting.results import Scores, write_results
 from ..scoring import bootstrap_interval, holm, mapsswe
 from ..scoring.error_rates import sum_counts, word_errors
 from ..training.decode import DecodingJob, Hypothesis, read_hypotheses
 from .data import cuts_path, notice, speech_sets
 from .engine import Context, identity, seconds_of
+from .markers import file_sha256
 from .models import merged_path, model_path
 from .workers import run_jobs
+
+if TYPE_CHECKING:
+    from ..reporting.experiment import ReportOptions
 
 
 def decode(context: Context) -> None:
@@ -87,6 +90,8 @@ def _significance(merges: dict[str, list[Hypothesis]], baseline: list[Hypothesis
 
 def write_report(context: Context) -> None:
     """Stage 8: ``RESULTS.md``, a picture, and a page that holds everything."""
+    from ..reporting.experiment import write_page
+
     found = speech_sets(context)
     scores = Scores.read(context.expdir / "scores.json")
     merge_seconds = json.loads((context.expdir / "merged" / "cpu_seconds.json").read_text(encoding="utf-8"))
@@ -102,8 +107,18 @@ def write_report(context: Context) -> None:
         baseline=context.config["score"]["baseline"],
         merge_seconds=merge_seconds,
         stage_seconds=seconds_of(context),
+        models={name: file_sha256(path) for name, path in _models(context).items() if path.is_file()},
     )
     page = context.expdir / "report.html"
+    write_page(context.expdir, page, report_options(context), overwrite=True)
+    for path in [*made, page]:
+        context.say(f"wrote {path}")
+
+
+def report_options(context: Context, *, speech: bool = True) -> ReportOptions:
+    """What goes into the page; without examples and audio if it is for others."""
+    from ..reporting.experiment import ReportOptions
+
     options = ReportOptions(
         title=context.config["title"],
         notice=notice(context),
@@ -113,9 +128,7 @@ def write_report(context: Context) -> None:
         baseline=context.config["score"]["baseline"],
         command=context.config["command"],
     )
-    write_page(context.expdir, page, options, overwrite=True)
-    for path in [*made, page]:
-        context.say(f"wrote {path}")
+    return options if speech else replace(options, worst=0, audio_limit=0)
 
 
 def _other_sets(context: Context) -> dict[str, dict[str, str]]:

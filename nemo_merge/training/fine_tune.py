@@ -9,10 +9,11 @@ of its own, so that a run that was interrupted and resumed ends like one that wa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..errors import ConfigError
 from .jobs import Job, Report, is_first_process
 from .sources import Source, SourceLike, mix, read_source
 from .trainer import loader_config, make_trainer, reporter
@@ -106,6 +107,19 @@ class FineTuningJob(Job):
         return self.devices
 
     @property
+    def nodes(self) -> int:
+        return self.num_nodes
+
+    def placed(self, gpus: int | None, resume: bool) -> FineTuningJob:
+        """With fewer GPUs than devices, as many batches in turn as there would have been side by side."""
+        job = self if resume else replace(self, resume=False)
+        if not gpus or gpus >= self.devices:
+            return job
+        if self.devices % gpus:
+            raise ConfigError(f"{self.output}: devices={self.devices} cannot be shared out evenly over {gpus} GPUs")
+        return replace(job, devices=gpus, accumulate=self.accumulate * self.devices // gpus)
+
+    @property
     def trains_adapter(self) -> bool:
         """Whether the base's own weights stay as they are."""
         return self.trainable in ADAPTERS
@@ -123,6 +137,12 @@ class FineTuningJob(Job):
             ConfigError: a source cannot be used.
         """
         return [read_source(value, f"train[{index}]") for index, value in enumerate(self.train)]
+
+    def fingerprint(self) -> str:
+        """What tells its checkpoints from those of a job that would give other weights."""
+        from .repeatable import fingerprint
+
+        return fingerprint(self)
 
     def run(self, report: Report) -> None:
         fine_tune(self, report)
@@ -232,8 +252,6 @@ def _loader(job: FineTuningJob, model: Any) -> dict[str, Any]:
 
 def _set_augmentation(model: Any, wanted: bool | Mapping[str, Any] | None) -> None:
     """Masking of features in training: as in the base, off, or by settings of NeMo's module."""
-    from ..errors import ConfigError
-
     if wanted is None or (wanted is True and getattr(model, "spec_augmentation", None) is not None):
         return
     if wanted is False:

@@ -30,8 +30,25 @@ class Job:
 
     @property
     def processes(self) -> int:
-        """Processes that do it together."""
+        """Processes that do it together, on each machine."""
         return 1
+
+    @property
+    def nodes(self) -> int:
+        """Machines that do it together."""
+        return 1
+
+    def placed(self, gpus: int | None, resume: bool) -> Job:
+        """The same work in other circumstances.
+
+        Args:
+            gpus: that each machine has for it; None where that is not known, 0 for none.
+            resume: whether an interrupted run may be continued.
+
+        Raises:
+            ConfigError: it cannot be done with so few GPUs.
+        """
+        return self
 
     @abstractmethod
     def run(self, report: Report) -> None:
@@ -52,13 +69,14 @@ def read_job(path: Path) -> Job:
     Raises:
         ValueError: it describes no known kind of job.
     """
+    from ..searching.job import SearchJob
     from .ctc import TrainingJob
     from .decode import DecodingJob
     from .fine_tune import FineTuningJob
     from .recalibrate import RecalibrationJob
 
     kinds: dict[str, type[Job]] = {
-        kind.kind: kind for kind in (TrainingJob, FineTuningJob, DecodingJob, RecalibrationJob)
+        kind.kind: kind for kind in (TrainingJob, FineTuningJob, DecodingJob, RecalibrationJob, SearchJob)
     }
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     kind = content.pop("kind", None)

@@ -213,12 +213,19 @@ def test_one_language_has_no_points_of_interest():
 @pytest.mark.parametrize("name", CORPORA)
 def test_another_corpus_that_is_not_there(tmp_path, name):
     target, message = CORPORA[name]
-    config = named(name)
+    (tmp_path / "base.nemo").touch()
+    config = named(name, f"train.base.given={tmp_path / 'base.nemo'}")
     assert config["target"] == target
     context = Context(config, tmp_path / "data", tmp_path / "exp", _console=lambda line: None)
     with pytest.raises(StageError, match=rf"corpus\.{target}: says no folder; {message}.*corpus\.{target}\.folder="):
         run(ADAPT, context)
     assert not (tmp_path / "data").exists()
+
+
+def test_another_corpus_needs_a_base(tmp_path):
+    context = Context(named("ascend"), tmp_path / "data", tmp_path / "exp", _console=lambda line: None)
+    with pytest.raises(ConfigError, match=r"train\.base: give a model, train\.base\.given=PATH"):
+        run(ADAPT, context)
 
 
 def test_another_corpus_from_its_files(tmp_path):

@@ -26,6 +26,7 @@ def context(tmp_path: Path) -> Context:
     config = {
         "title": "A title",
         "command": "run.sh",
+        "corpus": {"telephone": {"test": 3}, "ood_kitchen": {"test": 3}},
         "domains": ["telephone"],
         "decode": {"sets": ["telephone", "ood_kitchen"]},
         "merge": {"methods": {"soup": None, "ties": {"density": 0.2}, "tsvm": None}},
