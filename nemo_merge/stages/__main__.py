@@ -140,12 +140,11 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
         for key in changes:
             if key not in settings:
                 raise ConfigError(f"{config} has no setting {key!r}{did_you_mean(str(key), map(str, settings))}")
-        # The model is a file of its own, whose interpolations refer to its own keys.
-        name = settings.pop("model", None)  # none is needed where models are given
-        loaded: Any = OmegaConf.load(config.parent / name) if name else {}
-        model = OmegaConf.merge(loaded, changes.pop("model", {}))
+        model: Any = None  # where the base is given, there is none to be made
+        if file := settings.pop("model", None):
+            model = _model(config.parent / file, changes.pop("model", {}))
         settings = OmegaConf.to_container(OmegaConf.merge(settings, changes), resolve=True)
-        plain = {**settings, "model": OmegaConf.to_container(model, resolve=True)}
+        plain = {**settings, "model": model}
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename}: no such file") from error
     except OmegaConfBaseException as error:
@@ -162,17 +161,31 @@ def _load(config: Path) -> Any:
     return _like(_load(config.parent / like), settings) if like else settings
 
 
-def _like(other: Any, settings: Any) -> Any:
-    """Another configuration with the settings of this one in their place; sets of speech are replaced as a whole."""
+def _model(file: Path, changes: Any) -> Any:
+    """The configuration of a model, a file of its own, whose interpolations refer to its own keys."""
     from omegaconf import OmegaConf
 
-    sets = settings.get("corpus") or {}
-    for name, entry in sets.items():
+    model: Any = OmegaConf.load(file)
+    if like := model.pop("like", None):
+        model = OmegaConf.merge(OmegaConf.load(file.parent / like), model)
+    return OmegaConf.to_container(OmegaConf.merge(model, changes), resolve=True)
+
+
+def _like(other: Any, settings: Any) -> Any:
+    """Another configuration with the settings of this one in their place; sets of speech are replaced as a whole.
+
+    Sets and merges that are null here are taken out.
+    """
+    from omegaconf import OmegaConf
+
+    for name, entry in (settings.get("corpus") or {}).items():
         if entry is None or not set(entry) <= set(SPLITS):  # not only other numbers of the same synthesised set
             other.get("corpus", {}).pop(name, None)
     merged: Any = OmegaConf.merge(other, settings)
-    for name in [name for name, entry in sets.items() if entry is None]:
-        merged.corpus.pop(name)
+    for place in ("corpus", "merge.methods"):
+        entries = OmegaConf.select(settings, place) or {}
+        for name in [name for name, entry in entries.items() if entry is None]:
+            OmegaConf.select(merged, place).pop(name)
     return merged
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import adaptation, data, models, pack, results, retention
+from .domains import report, scores, search, training
 from .engine import Stage
 
 _DATA = (
@@ -127,5 +128,49 @@ ADAPT = (
     ),
 )
 
-RECIPES = {"merge": MERGE, "adapt": ADAPT}
+DOMAINS = (
+    *_DATA,
+    Stage(
+        "train",
+        "train the base, an expert per domain and seed, and all domains jointly",
+        training.train,
+        options=("seed", "seeds", "model", "train", "domains"),
+        after=("cuts",),
+        outputs=training.model_files,
+    ),
+    Stage(
+        "merge",
+        "choose settings on development sets, merge by every method",
+        search.merge,
+        options=("merge", "search", "seeds", "domains", "evaluate"),
+        after=("cuts", "train"),
+        outputs=search.merged_files,
+    ),
+    Stage(
+        "decode",
+        "transcribe the test sets with every model",
+        scores.decode,
+        options=("decode", "evaluate"),
+        after=("cuts", "train", "merge"),
+        outputs=scores.hypothesis_files,
+    ),
+    Stage(
+        "score",
+        "error rates, their means, and tests against joint fine-tuning",
+        scores.score,
+        options=("score", "evaluate"),
+        after=("decode",),
+        outputs=report.score_files,
+    ),
+    Stage(
+        "report",
+        "write RESULTS.md and two pictures",
+        report.write_report,
+        options=("title",),
+        after=("merge", "score"),
+        outputs=report.report_files,
+    ),
+)
+
+RECIPES = {"merge": MERGE, "adapt": ADAPT, "domains": DOMAINS}
 """Stages by the configuration's ``recipe``, which is ``merge`` where it says nothing."""

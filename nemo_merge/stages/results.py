@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,23 +29,37 @@ def decode(context: Context) -> None:
     transcribe_all(context, _models(context), sets)
 
 
-def transcribe_all(context: Context, models: Mapping[str, Path], sets: Mapping[str, Path]) -> None:
-    """Transcribes every set, a cut manifest, with every model, unless that was done before."""
-    depends_on = {"sets": {name: identity(path) for name, path in sets.items()}}
-    jobs = {}
+def transcribe_all(
+    context: Context,
+    models: Mapping[str, Path],
+    sets: Mapping[str, Path],
+    only: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Transcribes every set, a cut manifest, with every model, unless that was done before.
+
+    Args:
+        context: its ``decode.batch_size`` applies; hypotheses go to ``decode/<model>/<set>.jsonl``.
+        models: checkpoints by name.
+        sets: cut manifests by name.
+        only: names of the sets for the models that do not transcribe all.
+    """
+    known = {name: identity(path) for name, path in sets.items()}
+    jobs, marks = {}, {}
     for name, path in models.items():
+        wanted = {item: sets[item] for item in (only or {}).get(name, sets)}
         folder = context.expdir / "decode" / name
-        files = [folder / f"{item}.jsonl" for item in sets]
-        if context.is_fresh(f"decode-{name}", files, model=identity(path), **depends_on):
+        files = [folder / f"{item}.jsonl" for item in wanted]
+        mark = {"model": identity(path), "sets": {item: known[item] for item in wanted}}
+        if context.is_fresh(f"decode-{name}", files, **mark):
             context.say(f"{name}: decoded before")
         else:
             if context.force:
                 shutil.rmtree(folder, ignore_errors=True)
             output, size = context.expdir / "decode", context.config["decode"]["batch_size"]
-            jobs[f"decode-{name}"] = DecodingJob({name: path}, sets, output, size, overwrite=True)
+            jobs[f"decode-{name}"] = DecodingJob({name: path}, wanted, output, size, overwrite=True)
+            marks[f"decode-{name}"] = mark
     for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say, together=True):
-        (decoded,) = jobs[job].models.values()
-        context.mark_fresh(job, model=identity(decoded), **depends_on)
+        context.mark_fresh(job, **marks[job])
 
 
 def score(context: Context) -> None:
