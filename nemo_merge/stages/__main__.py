@@ -135,10 +135,7 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        settings: Any = OmegaConf.load(config)
-        if like := settings.pop("like", None):  # another configuration, of which this one changes some settings
-            settings = _like(OmegaConf.load(config.parent / like), settings)
-        settings = OmegaConf.merge(_DEFAULTS, settings)
+        settings: Any = OmegaConf.merge(_DEFAULTS, _load(config))
         changes: Any = OmegaConf.from_dotlist(list(overrides))
         for key in changes:
             if key not in settings:
@@ -153,6 +150,15 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{config}: {str(error).splitlines()[0]}") from error
     return {**plain, "command": shlex.join(_typed())}
+
+
+def _load(config: Path) -> Any:
+    """A configuration; what it is ``like`` is another one, of which it changes some settings."""
+    from omegaconf import OmegaConf
+
+    settings: Any = OmegaConf.load(config)
+    like = settings.pop("like", None)
+    return _like(_load(config.parent / like), settings) if like else settings
 
 
 def _model(file: Path, changes: Any) -> Any:

@@ -70,6 +70,10 @@ def given_models(context: Context) -> dict[str, Path]:
         if domain not in domains:
             raise ConfigError(f"train.experts.given: there is no domain {domain!r}{did_you_mean(str(domain), domains)}")
     given = {name: path for name, path in {"base": settings["base"].get("given"), **experts}.items() if path}
+    if "base" not in given and not settings["base"].get("data"):
+        raise ConfigError(
+            "train.base: give a model, train.base.given=PATH, or the sets to train one on, train.base.data"
+        )
     for name, path in given.items():
         if not isinstance(path, str):
             raise ConfigError(f"train: {path!r} is given for {name!r}; it should be the path of a .nemo")

@@ -96,8 +96,8 @@ ADAPT = (
     ),
     Stage(
         "merge",
-        "fold adapters into the base, scale changes back",
-        adaptation.scale,
+        "merge what was learnt with the base and with each other",
+        adaptation.merge,
         options=("merge", "seeds"),
         after=("train",),
         outputs=adaptation.adapted_files,

@@ -14,4 +14,4 @@ fi
 
 printf -v NEMO_MERGE_COMMAND '%q ' "$0" "$@"  # what messages and RESULTS.md call this command
 export NEMO_MERGE_COMMAND
-exec "$python" -m nemo_merge.stages --config "$here/conf/ep_mini_adapt.yaml" "$@"
+exec "$python" -m nemo_merge.stages --config "$here/conf/code_switching.yaml" "$@"
