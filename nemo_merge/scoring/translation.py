@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ._libraries import library
 from .error_rates import check_pairs
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float, Int
 
 
 class TranslationScore(NamedTuple):
@@ -34,6 +38,48 @@ def bleu(
     """
     metric = library("sacrebleu", "BLEU").BLEU(tokenize=tokenize, lowercase=lowercase)
     return _score(metric, references, hypotheses)
+
+
+def resampled_bleu(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    drawn: Int[np.ndarray, "samples utterances"],
+    *,
+    tokenize: str | None = None,
+    lowercase: bool = False,
+) -> Float[np.ndarray, " samples"]:
+    """Corpus BLEU of samples of the utterances, for bootstrap intervals (Koehn, 2004, EMNLP).
+
+    Args:
+        references: translations by people, one per utterance.
+        hypotheses: those of the system, in the same order.
+        drawn: how often every utterance is in a sample; the same samples for several systems make a paired test.
+        tokenize: sacrebleu's tokeniser; see :func:`bleu`.
+        lowercase: ignore case.
+
+    Raises:
+        ConfigError: sacrebleu is not installed.
+        ValueError: the lists differ in length or are empty.
+    """
+    import numpy as np
+
+    metric = library("sacrebleu", "BLEU").BLEU(tokenize=tokenize, lowercase=lowercase, effective_order=True)
+    check_pairs(references, hypotheses)
+    found = [metric.sentence_score(theirs, [ours]) for ours, theirs in zip(references, hypotheses, strict=True)]
+    orders = len(found[0].counts)
+    statistics = np.array([[*item.counts, *item.totals, item.sys_len, item.ref_len] for item in found], dtype=np.int64)
+    return np.array(
+        [
+            metric.compute_bleu(
+                correct=sums[:orders].tolist(),
+                total=sums[orders : 2 * orders].tolist(),
+                sys_len=int(sums[-2]),
+                ref_len=int(sums[-1]),
+                smooth_method=metric.smooth_method,
+            ).score
+            for sums in drawn @ statistics
+        ]
+    )
 
 
 def chrf(references: Sequence[str], hypotheses: Sequence[str], *, word_order: int = 0) -> TranslationScore:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adaptation, data, models, pack, results, retention
+from . import adaptation, data, models, pack, results, retention, translation, translation_results
 from .domains import report, scores, search, training
 from .engine import Stage
 
@@ -173,5 +173,56 @@ DOMAINS = (
     ),
 )
 
-RECIPES = {"merge": MERGE, "adapt": ADAPT, "domains": DOMAINS}
+TRANSLATION = (
+    *_DATA[:2],
+    Stage(
+        "cuts",
+        "make and check cuts of every set and every task",
+        translation.cuts,
+        options=("tasks",),
+        after=("prepare",),
+        outputs=translation.cut_files,
+    ),
+    Stage(
+        "train",
+        "train the base, one expert per task, and jointly",
+        translation.train,
+        options=("seed", "model", "train", "tasks", "groups"),
+        after=("cuts",),
+        outputs=translation.model_files,
+    ),
+    Stage(
+        "merge",
+        "merge experts across languages and tasks",
+        translation.merge,
+        options=("merge", "tasks", "groups"),
+        after=("train",),
+        outputs=translation.merged_files,
+    ),
+    Stage(
+        "decode",
+        "choose merges on development sets, decode test sets",
+        translation_results.decode,
+        options=("decode",),
+        after=("cuts", "train", "merge"),
+        outputs=translation_results.hypothesis_files,
+    ),
+    Stage(
+        "score",
+        "word error rates, BLEU and recovered gains",
+        translation_results.score,
+        after=("decode",),
+        outputs=translation_results.score_files,
+    ),
+    Stage(
+        "report",
+        "write RESULTS.md and a picture",
+        translation_results.write_report,
+        options=("title",),
+        after=("score",),
+        outputs=translation_results.report_files,
+    ),
+)
+
+RECIPES = {"merge": MERGE, "adapt": ADAPT, "domains": DOMAINS, "translation": TRANSLATION}
 """Stages by the configuration's ``recipe``, which is ``merge`` where it says nothing."""

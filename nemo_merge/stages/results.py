@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Collection, Mapping
@@ -41,29 +42,46 @@ def transcribe_all(
     """Transcribes every set, a cut manifest, with every model, unless that was done before.
 
     Args:
-        context: its ``decode`` has settings of a ``DecodingJob``; hypotheses go to ``decode/<model>/<set>.jsonl``.
+        context: see :func:`transcribe_each`.
         models: checkpoints by name.
         sets: cut manifests by name.
         only: names of the sets for the models that do not transcribe all.
     """
-    known = {name: identity(path) for name, path in sets.items()}
+    wanted = {name: (only or {}).get(name, sets) for name in models}
+    transcribe_each(
+        context, {name: (path, {item: sets[item] for item in wanted[name]}) for name, path in models.items()}
+    )
+
+
+def transcribe_each(
+    context: Context, wanted: Mapping[str, tuple[Path, Mapping[str, Path]]], output: str = "decode"
+) -> None:
+    """Transcribes sets, cut manifests, with every model, unless that was done before.
+
+    Args:
+        context: its ``decode`` has settings of a ``DecodingJob``.
+        wanted: a model and the sets for it, by the model's name.
+        output: folder of experiments for the transcripts, ``<output>/<model>/<set>.jsonl``.
+    """
+    known = functools.cache(identity)
     settings = decode_settings(context.config)
     changing = {key: value for key, value in settings.items() if key not in _NOT_CHANGING}
     jobs, marks = {}, {}
-    for name, path in models.items():
-        wanted = {item: sets[item] for item in (only or {}).get(name, sets)}
-        folder = context.expdir / "decode" / name
-        files = [folder / f"{item}.jsonl" for item in wanted]
-        mark = {"model": identity(path), "sets": {item: known[item] for item in wanted}, "settings": changing}
-        if context.is_fresh(f"decode-{name}", files, **mark):
+    for name, (path, sets) in wanted.items():
+        folder, job = context.expdir / output / name, f"{output}-{name}"
+        files = [folder / f"{item}.jsonl" for item in sets]
+        mark = {
+            "model": known(path),
+            "sets": {item: known(cuts) for item, cuts in sets.items()},
+            "settings": changing,
+        }
+        if context.is_fresh(job, files, **mark):
             context.say(f"{name}: decoded before")
         else:
             if context.force:
                 shutil.rmtree(folder, ignore_errors=True)
-            jobs[f"decode-{name}"] = DecodingJob(
-                {name: path}, wanted, context.expdir / "decode", overwrite=True, **settings
-            )
-            marks[f"decode-{name}"] = mark
+            jobs[job] = DecodingJob({name: path}, sets, folder.parent, overwrite=True, **settings)
+            marks[job] = mark
     for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say, together=True):
         context.mark_fresh(job, **marks[job])
 

@@ -73,6 +73,7 @@ def read_job(path: Path) -> Job:
         ValueError: it describes no known kind of job.
     """
     from ..searching.job import SearchJob
+    from .attention_model import AttentionModelJob
     from .ctc import TrainingJob
     from .decode import DecodingJob
     from .fine_tune import FineTuningJob
@@ -81,6 +82,7 @@ def read_job(path: Path) -> Job:
 
     known: tuple[type[Job], ...] = (
         TrainingJob,
+        AttentionModelJob,
         FineTuningJob,
         WhisperFineTuningJob,
         DecodingJob,

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 
 from nemo_merge.errors import ConfigError
 from nemo_merge.scoring import bleu, chrf
+from nemo_merge.scoring.translation import resampled_bleu
 
 sacrebleu = pytest.importorskip("sacrebleu")
 
@@ -36,3 +38,14 @@ def test_what_is_missing(monkeypatch):
         ConfigError, match=r"BLEU needs sacrebleu, which is not installed: pip install 'nemo-merge\[score\]'"
     ):
         bleu(["a"], ["a"])
+
+
+def test_bleu_of_samples_is_that_of_the_drawn_utterances():
+    references = [*REFERENCES, "The dog barks at the neighbours.", "Nobody came."]
+    hypotheses = [*HYPOTHESES, "The dog barks at the neighbours.", "No."]
+    drawn = np.array([[1, 1, 1, 1], [2, 0, 1, 1], [0, 1, 0, 3], [0, 0, 4, 0]])
+    found = resampled_bleu(references, hypotheses, drawn)
+    for counts, score in zip(drawn, found, strict=True):
+        at = np.repeat(np.arange(4), counts)
+        assert score == pytest.approx(bleu([references[i] for i in at], [hypotheses[i] for i in at]).score)
+    assert found[3] == pytest.approx(100)

@@ -36,7 +36,8 @@ class Sizes:
 class Utterance:
     """One synthesised utterance as ``utterances.jsonl`` holds it; ``audio`` is relative to the set's folder.
 
-    ``language_spans`` are ``(BCP-47 tag, start, end)`` with character offsets into ``text``.
+    ``language_spans`` are ``(BCP-47 tag, start, end)`` with character offsets into ``text``; ``translation`` is there
+    if the set has translations.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Utterance:
     text: str
     language_spans: tuple[tuple[str, int, int], ...]
     speaker: str
+    translation: str | None = None
 
 
 def synthesise(
@@ -128,6 +130,7 @@ def _make_set(task: tuple[str, str, Sizes, int]) -> str:
                 sentence.text,
                 _tagged(sentence, grammar),
                 f"{name}-{voice.variant}",
+                sentence.translation,
             )
             metadata.write(json.dumps(asdict(utterance), ensure_ascii=False) + "\n")
     (partial / "made.json").write_text(json.dumps(_fingerprint(name, sizes, seed)))
@@ -137,10 +140,14 @@ def _make_set(task: tuple[str, str, Sizes, int]) -> str:
 
 
 def _choose(sentences: Iterable[Sentence], sizes: Sizes) -> Iterator[tuple[str, Sentence]]:
-    """Takes sentences until every split is full; the split is a property of the sentence."""
+    """Takes sentences until every split is full.
+
+    The split is a property of the sentence, or of what it means: one that is held out in one language is held out in
+    every other that has the same translation.
+    """
     wanted = {split: getattr(sizes, split) for split in SPLITS}
     for sentence in sentences:
-        split = split_of(sentence.text)
+        split = split_of(sentence.translation or sentence.text)
         if wanted[split] > 0:
             wanted[split] -= 1
             yield split, sentence

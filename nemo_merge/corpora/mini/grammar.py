@@ -2,6 +2,7 @@
 
 A sentence is drawn from a template by filling ``{slot}`` from the grammar's word lists, ``{slot:low-high}`` with a
 number in words and ``{slot:digits}`` with a string of digits in words. ``<en>..</en>`` marks words in another language.
+In a grammar with translations every template and word reads ``sentence | translation``; both sides are filled alike.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -29,7 +30,8 @@ IN_DOMAIN = (
 )  # fmt: skip
 OUT_OF_DOMAIN = ("ood_kitchen", "ood_football", "ood_radio", "ood_museum", "ood_garden")
 OTHERS = ("brazilian", "english", "spanish", "italian", "german", "code_switching", "general")
-NAMES = IN_DOMAIN + OUT_OF_DOMAIN + OTHERS
+TRANSLATED = ("translated_portuguese", "translated_spanish")
+NAMES = IN_DOMAIN + OUT_OF_DOMAIN + OTHERS + TRANSLATED
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,12 @@ class Sentence:
     Attributes:
         text: lower-case words separated by single spaces.
         spans: ``(espeak-ng language, start, end)`` with character offsets into ``text``; together they cover all words.
+        translation: of the sentence, if the grammar has one.
     """
 
     text: str
     spans: tuple[tuple[str, int, int], ...]
+    translation: str | None = None
 
     def ssml(self, main: str) -> str:
         """The sentence as SSML that switches language (not speaker) where a span leaves the language ``main``."""
@@ -58,13 +62,15 @@ class Grammar:
     """One set of the corpus: what is said, who says it and where.
 
     Attributes:
-        role: ``in_domain``, ``out_of_domain``, ``variety``, ``language``, ``code_switching`` or ``base``.
+        role: ``in_domain``, ``out_of_domain``, ``variety``, ``language``, ``code_switching``, ``translation`` or
+            ``base``.
         language: BCP-47 tag, for example ``pt-PT``.
         voices: espeak-ng voice variants, the speakers.
         rate, pitch, pitch_range, formant_shift: intervals of the prosody, see :class:`~.speech.Voice`.
         conditions: recording conditions, one of them drawn for every utterance.
         text_of: for the base set, the roles of the sets whose phrases and words it strings together at random.
         parts_per_sentence: how many phrases, or pairs of words, make such a sentence.
+        translation_language: BCP-47 tag of the translations, if there are any.
     """
 
     name: str
@@ -81,6 +87,7 @@ class Grammar:
     slots: dict[str, tuple[str, ...]] | None = None
     text_of: tuple[str, ...] = ()
     parts_per_sentence: tuple[int, int] = (1, 3)
+    translation_language: str | None = None
 
     @property
     def espeak_language(self) -> str:
@@ -108,8 +115,8 @@ class Grammar:
 
     def phrases(self) -> set[str]:
         """The entries of the grammar's word lists and the fixed parts of its templates."""
-        listed = [value for values in (self.slots or {}).values() for value in values]
-        fixed = [part for template in self.templates for part in _SLOT.sub("\n", template).split("\n")]
+        listed = [_side(value, 0) for values in (self.slots or {}).values() for value in values]
+        fixed = [part for template in self.templates for part in _SLOT.sub("\n", _side(template, 0)).split("\n")]
         return {" ".join(_SPAN.sub(r"\2", part).split()) for part in [*listed, *fixed]} - {""}
 
     def _draw(self, rng: random.Random) -> Sentence:
@@ -121,17 +128,35 @@ class Grammar:
             ]
             return _parse(" ".join(parts), self.espeak_language)
         slots = self.slots or {}
+        picked: dict[str, str] = {}
 
         def fill(match: re.Match[str]) -> str:
             name, numeric = match.groups()
-            return _number_words(numeric, self.espeak_language, rng) if numeric else rng.choice(slots[name])
+            if numeric:
+                return _number_words(numeric, self.espeak_language, rng)
+            picked[name] = rng.choice(slots[name])
+            return _side(picked[name], 0)
 
         template = rng.choice(self.templates)
-        while _SLOT.search(template):
-            template = _SLOT.sub(fill, template)
+        text = _fill_all(_side(template, 0), fill)
         if self.espeak_language.startswith("pt"):
-            template = _CONTRACTION.sub(lambda match: _CONTRACTED[match[1]] + match[2], template)
-        return _parse(template, self.espeak_language)
+            text = _CONTRACTION.sub(lambda match: _CONTRACTED[match[1]] + match[2], text)
+        sentence = _parse(text, self.espeak_language)
+        if self.translation_language is None:
+            return sentence
+        return replace(sentence, translation=_fill_all(_side(template, 1), lambda match: _side(picked[match[1]], 1)))
+
+
+def _side(text: str, index: int) -> str:
+    """The sentence (0) or the translation (1) of an entry."""
+    return text.split(" | ")[index]
+
+
+def _fill_all(text: str, fill: Callable[[re.Match[str]], str]) -> str:
+    """Fills slots until none is left: what fills one may have slots itself."""
+    while _SLOT.search(text):
+        text = _SLOT.sub(fill, text)
+    return text
 
 
 @functools.cache

@@ -125,8 +125,16 @@ def _supervision(utterance: Utterance, grammar: Grammar) -> SupervisionSegment:
             "role": grammar.role,
             "orig_text": utterance.text,
             "language_spans": [list(span) for span in utterance.language_spans],
+            **_translation(utterance, grammar),
         },
     )
+
+
+def _translation(utterance: Utterance, grammar: Grammar) -> dict[str, str | None]:
+    """As the recipes of corpora for speech translation have it."""
+    if utterance.translation is None:
+        return {}
+    return {"translation": utterance.translation, "translation_language": grammar.translation_language}
 
 
 def _write_nemo(path: Path, utterances: Iterable[Utterance], folder: Path, grammar: Grammar) -> None:
@@ -139,5 +147,6 @@ def _write_nemo(path: Path, utterances: Iterable[Utterance], folder: Path, gramm
                 "text": utterance.text,
                 "lang": grammar.language,
                 "domain": grammar.name,
+                **_translation(utterance, grammar),
             }
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -26,6 +26,7 @@ def test_the_sets_are_those_that_are_promised():
         "variety",
         "language",
         "code_switching",
+        "translation",
         "base",
     }
     assert {load(name).language for name in NAMES} == {"pt-PT", "pt-BR", "en", "es", "it", "de"}
@@ -67,6 +68,24 @@ def test_code_switching_has_two_languages_and_says_where():
         language == "en" and sentence.text[start:end] == "software update" for language, start, end in sentence.spans
     )
     assert '<voice xml:lang="en">software update</voice>' in sentence.ssml("pt")
+
+
+def test_translations_say_the_same_in_every_language():
+    portuguese, spanish = (
+        {sentence.translation: sentence.text for sentence in sentences(name, 6000)}
+        for name in ("translated_portuguese", "translated_spanish")
+    )
+    assert len(portuguese) == len(spanish) == 6000  # a sentence for every meaning
+    assert portuguese["the broken clock is on the beach"] == "o relógio partido está na praia"
+    assert spanish["the broken clock is on the beach"] == "el reloj roto está en la playa"
+    # The words of English, in another order than those of Portuguese.
+    assert portuguese["the driver lost the small key this morning"] == "esta manhã o motorista perdeu a chave pequena"
+    assert len(set(portuguese) & set(spanish)) > 1000
+    assert {word for text in portuguese for word in text.split()} == {word for text in spanish for word in text.split()}
+
+
+def test_sets_without_translations_have_none():
+    assert {sentence.translation for sentence in sentences("telephone", 50)} == {None}
 
 
 def test_numbers_are_european():
