@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import adaptation, data, models, results, retention
+from . import adaptation, data, language, language_scores, models, results, retention
 from .engine import Stage
 
 _DATA = (
@@ -117,5 +117,65 @@ ADAPT = (
     ),
 )
 
-RECIPES = {"merge": MERGE, "adapt": ADAPT}
+LANGUAGE = (
+    *_DATA[:2],
+    Stage(
+        "cuts",
+        "make and check cuts, read training transcripts aloud",
+        language.cuts,
+        options=("seed", "read_aloud"),
+        after=("prepare",),
+        outputs=language.cut_files,
+    ),
+    Stage(
+        "train",
+        "train the base and one expert per language",
+        language.train,
+        options=("seed", "model", "train", "old", "new"),
+        after=("cuts",),
+        outputs=language.model_files,
+    ),
+    Stage(
+        "merge",
+        "merge the known languages' experts by every method",
+        language.merge,
+        options=("merge", "old"),
+        after=("train",),
+        outputs=language.merged_files,
+    ),
+    Stage(
+        "extend",
+        "add the new language by merging its expert",
+        language.extend,
+        options=("extend", "new"),
+        after=("train", "merge"),
+        outputs=language.extended_files,
+    ),
+    Stage(
+        "decode",
+        "transcribe the test sets with every model",
+        language.decode,
+        options=("decode", "untouched"),
+        after=("cuts", "train", "merge", "extend"),
+        outputs=language.hypothesis_files,
+    ),
+    Stage(
+        "score",
+        "what the new language gained and the old ones lost",
+        language_scores.score,
+        options=("old", "new", "untouched"),
+        after=("merge", "extend", "decode"),
+        outputs=language_scores.score_files,
+    ),
+    Stage(
+        "report",
+        "write RESULTS.md and two pictures",
+        language_scores.write_report,
+        options=("title",),
+        after=("score",),
+        outputs=language_scores.report_files,
+    ),
+)
+
+RECIPES = {"merge": MERGE, "adapt": ADAPT, "language": LANGUAGE}
 """Stages by the configuration's ``recipe``, which is ``merge`` where it says nothing."""

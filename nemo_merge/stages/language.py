@@ -1,0 +1,314 @@
+"""Stages 2 to 6 of a language recipe: train experts, merge those of known languages, add a new one by its expert.
+
+Stages 5 and later read the merged model, the new language's expert, the base, and development and test sets. They read
+no training data, which may be gone by then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ..scoring.error_rates import sum_counts
+from ..training.ctc import TrainingJob
+from ..training.decode import Hypothesis, read_hypotheses
+from ..training.fine_tune import FineTuningJob
+from . import data
+from .data import cuts_path
+from .engine import Context, identity
+from .language_search import Choice, choose, errors
+from .models import model_path
+from .read_aloud import Reading, read_aloud
+from .results import transcribe_all
+from .workers import run_jobs
+
+JOINT = "joint"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A merged model that a search on development sets may choose.
+
+    Attributes:
+        method: entry of ``merge.methods``.
+        values: what the search tries, by name.
+        name: of the model.
+    """
+
+    method: str
+    values: Mapping[str, float]
+    name: str
+
+
+def cuts(context: Context) -> None:
+    """Stage 2: cuts of all sets, and speech that is read aloud for the base."""
+    data.cuts(context)
+    for name in context.config.get("read_aloud") or {}:
+        made = read_aloud(_reading(context, name), context.datadir / "read_aloud" / name, spoken_path(context, name))
+        context.say(f"{name}: training transcripts {'read aloud' if made else 'were read aloud before'}")
+
+
+def train(context: Context) -> None:
+    """Stage 3: the base, an expert of every language, and joint training on all of them."""
+    config = context.config["train"]
+    base = _train_base(context)
+    languages = [*context.config["old"], context.config["new"]]
+    jobs: dict[str, tuple[FineTuningJob, dict[str, Any]]] = {}
+    for name, sets in {**{item: [item] for item in languages}, JOINT: languages}.items():
+        options: Any = OmegaConf.to_container(
+            OmegaConf.merge(config["experts"], config[JOINT] if name == JOINT else {})
+        )
+        sources = [cuts_path(context, item, "train") for item in sets]
+        job = FineTuningJob(
+            base,
+            model_path(context, name),
+            sources,
+            labels=characters(sources),
+            seed=context.config["seed"],
+            overwrite=True,
+            **options,
+        )
+        depends_on = {"job": job, "files": [identity(path) for path in (base, *sources)]}
+        if context.is_fresh(name, [job.output], **depends_on):
+            context.say(f"{name}: trained before")
+        else:
+            jobs[name] = job, depends_on
+    running = {name: job for name, (job, _) in jobs.items()}
+    for name in run_jobs(running, context.expdir / "jobs", context.jobs, context.say, together=True):
+        context.mark_fresh(name, **jobs[name][1])
+
+
+def characters(manifests: Sequence[Path]) -> list[str]:
+    """The characters of the transcripts in cut manifests, the space first."""
+    from lhotse import CutSet
+
+    found = {char for path in manifests for cut in CutSet.from_file(path) for char in cut.supervisions[0].text or ""}
+    return sorted(found)
+
+
+def merge(context: Context) -> None:
+    """Stage 4: the known languages' experts merged by every method, as does best on their development sets."""
+    found = _search(context, "merged", context.config["old"], lambda rates, _: choose(rates))
+    _write_choice(context, "merged", found)
+
+
+def extend(context: Context) -> None:
+    """Stage 5: the new language's expert is merged into what stage 4 chose; beside it, all experts merged anew."""
+    config = context.config
+    tolerance = config["extend"]["tolerance"]
+    before = chosen(context, "merged")
+
+    def best(rates: Mapping[str, Mapping[str, float]], method: str) -> Choice:
+        return choose(rates, new=config["new"], before=before[method]["dev"], tolerance=tolerance)
+
+    languages = [*config["old"], config["new"]]
+    found = _search(context, "extended", languages, best)
+    _write_choice(context, "extended", found, training_data=training_data(context))
+    _write_choice(context, "again", _search(context, "again", languages, lambda rates, _: choose(rates)))
+
+
+def candidates(context: Context, kind: str) -> Iterator[Candidate]:
+    """The models that a search tries: ``merged``, ``extended`` or ``again``, merged anew from all experts."""
+    for method, given in context.config["merge"]["methods"].items():
+        swept = context.config["extend"]["search"] if kind == "extended" else given["search"]
+        for values in product(*swept.values()):
+            named = dict(zip(swept, values, strict=True))
+            shown = "-".join(f"{key}{value:g}" for key, value in named.items())
+            yield Candidate(method, named, f"{kind}-{method}-{shown}")
+
+
+def training_data(context: Context) -> list[str]:
+    """The training sets whose manifests are there now."""
+    sets = [*context.config["old"], context.config["new"]]
+    return [name for name in sets if cuts_path(context, name, "train").exists()]
+
+
+def chosen(context: Context, kind: str) -> dict[str, Any]:
+    """What a search chose, by method."""
+    return json.loads(_choice_path(context, kind).read_text(encoding="utf-8"))["methods"]
+
+
+def training_data_seen(context: Context) -> list[str]:
+    """The training sets that were there when stage 5 ran."""
+    return json.loads(_choice_path(context, "extended").read_text(encoding="utf-8"))["training_data"]
+
+
+def _search(context: Context, kind: str, languages: Sequence[str], pick: Any) -> dict[str, Any]:
+    """Makes all candidates, transcribes the languages' development sets, and takes the best of every method."""
+    made = list(candidates(context, kind))
+    folder = context.expdir / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for candidate in made:
+        paths[candidate.name] = folder / f"{candidate.name}.nemo"
+        _make(context, kind, candidate, paths[candidate.name])
+    context.say(f"{kind}: {len(made)} merges")
+    sets = {dev(name): cuts_path(context, name, "dev") for name in languages}
+    transcribe_all(context, paths, sets)
+    rates = {
+        name: {item: sum_counts(errors(hypotheses(context, name, dev(item)), "cer")).rate for item in languages}
+        for name in paths
+    }
+    found = {}
+    for method in context.config["merge"]["methods"]:
+        own = {item.name: item for item in made if item.method == method}
+        best = pick({name: rates[name] for name in own}, method)
+        shown = ", ".join(f"{key}={value:g}" for key, value in own[best.name].values.items())
+        context.say(f"{kind}: {method} with {shown} {best.reason}")
+        found[method] = {
+            "name": best.name,
+            "reason": best.reason,
+            "values": dict(own[best.name].values),
+            "dev": rates[best.name],
+            "tried": [{"values": dict(item.values), "dev": rates[name]} for name, item in own.items()],
+        }
+    return found
+
+
+def _make(context: Context, kind: str, candidate: Candidate, output: Path) -> None:
+    """Writes one merged model."""
+    import nemo_merge
+
+    config = context.config
+    parameters = dict(config["merge"]["methods"][candidate.method])
+    parameters.pop("search")
+    method = parameters.pop("method", candidate.method)
+    base, new = model_path(context, "base"), model_path(context, config["new"])
+    experts = [model_path(context, name) for name in config["old"]]
+    if kind == "extended":
+        service = chosen(context, "merged")[candidate.method]
+        weight, kept = candidate.values["weight"], candidate.values["kept"]
+        nemo_merge.extend(
+            context.expdir / "merged" / f"{service['name']}.nemo",
+            new,
+            output,
+            base=base,
+            how="update",  # without the earlier experts, by any method
+            weight=weight,
+            scale=kept * service["values"]["scale"],
+            overwrite=True,
+            workers=context.jobs,
+        )
+        return
+    if kind == "again":
+        experts.append(new)
+    nemo_merge.merge(
+        base, experts, method, output=output, vocabulary="union", overwrite=True, **{**parameters, **candidate.values}
+    )
+
+
+def decode(context: Context) -> None:
+    """Stage 6: every model transcribes the test sets of all languages."""
+    sets = {test(name): cuts_path(context, name, "test") for name in tested(context)}
+    transcribe_all(context, models(context), sets)
+
+
+def tested(context: Context) -> list[str]:
+    """All languages: those merged first, the new one, and those that no expert was trained for."""
+    return [*context.config["old"], context.config["new"], *context.config["untouched"]]
+
+
+def models(context: Context) -> dict[str, Path]:
+    """All models that are tested, by name."""
+    trained = {name: model_path(context, name) for name in trained_names(context)}
+    return {**trained, **{
+        f"{kind}-{method}": context.expdir / kind / f"{values['name']}.nemo"
+        for kind in ("merged", "extended", "again")
+        for method, values in chosen(context, kind).items()
+    }}  # fmt: skip
+
+
+def trained_names(context: Context) -> list[str]:
+    """Models that stage 3 trains."""
+    return ["base", *context.config["old"], context.config["new"], JOINT]
+
+
+def dev(name: str) -> str:
+    """Name of a language's development set among the hypotheses."""
+    return f"{name}-dev"
+
+
+def test(name: str) -> str:
+    """Name of a language's test set among the hypotheses."""
+    return f"{name}-test"
+
+
+def hypotheses(context: Context, model: str, name: str) -> list[Hypothesis]:
+    """What a model heard in a set."""
+    return read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl")
+
+
+def spoken_path(context: Context, name: str) -> Path:
+    """Cuts of speech that was read aloud."""
+    return context.datadir / "cuts" / f"read-aloud-{name}_cuts_train.jsonl.gz"
+
+
+def cut_files(context: Context) -> list[Path]:
+    """What stage 2 leaves."""
+    return [*data.cut_files(context), *(spoken_path(context, name) for name in context.config.get("read_aloud") or {})]
+
+
+def model_files(context: Context) -> list[Path]:
+    """What stage 3 leaves."""
+    return [model_path(context, name) for name in trained_names(context)]
+
+
+def merged_files(context: Context) -> list[Path]:
+    """What stage 4 leaves."""
+    return [_choice_path(context, "merged"), *_made(context, "merged")]
+
+
+def extended_files(context: Context) -> list[Path]:
+    """What stage 5 leaves."""
+    kinds = ("extended", "again")
+    return [path for kind in kinds for path in (_choice_path(context, kind), *_made(context, kind))]
+
+
+def hypothesis_files(context: Context) -> list[Path]:
+    """What stage 6 leaves."""
+    return [context.expdir / "decode" / m / f"{test(s)}.jsonl" for m in models(context) for s in tested(context)]
+
+
+def _made(context: Context, kind: str) -> list[Path]:
+    return [context.expdir / kind / f"{item.name}.nemo" for item in candidates(context, kind)]
+
+
+def _reading(context: Context, name: str) -> Reading:
+    values = dict(context.config["read_aloud"][name])
+    texts = cuts_path(context, values.pop("texts"), "train")
+    return Reading(str(texts), seed=context.config["seed"], **values)
+
+
+def _train_base(context: Context) -> Path:
+    """Trains the base, whose characters are those of its data, unless that was done before."""
+    config = context.config
+    values = dict(config["train"]["base"])
+    sets = [cuts_path(context, name, "train") for name in values.pop("data", ())]
+    sets += [spoken_path(context, name) for name in values.pop("read_aloud", ())]
+    labels = characters(sets)
+    model = {**config["model"], "labels": labels}
+    model["decoder"] = {**model["decoder"], "vocabulary": labels, "num_classes": len(labels)}
+    path = model_path(context, "base")
+    job = TrainingJob(output=path, cuts=sets, model=model, seed=config["seed"], **values)
+    depends_on = {"job": job, "files": [identity(path) for path in sets]}
+    if context.is_fresh("base", [path], **depends_on):
+        context.say("base: trained before")
+    else:
+        for name in run_jobs({"base": job}, context.expdir / "jobs", 1, context.say):
+            context.mark_fresh(name, **depends_on)
+    return path
+
+
+def _choice_path(context: Context, kind: str) -> Path:
+    return context.expdir / kind / "chosen.json"
+
+
+def _write_choice(context: Context, kind: str, methods: Mapping[str, Any], **more: Any) -> None:
+    content = json.dumps({"methods": methods, **more}, indent=1)
+    _choice_path(context, kind).write_text(content + "\n", encoding="utf-8")
