@@ -184,14 +184,10 @@ def _main_table(scores: Mapping[str, Any], metric: str, old: Mapping[str, str], 
 
 
 def _language_table(scores: Mapping[str, Any], metric: str, titles: Mapping[str, str]) -> str:
-    rates = scores["rates"][metric]
-    rows = [
-        [
-            f"expert: {titles[model]}" if model in titles else model,
-            *(_rate(rates[model][name]["interval"]) for name in titles),
-        ]
-        for model in rates
-    ]
+    rows = []
+    for model, rates in scores["rates"][metric].items():
+        label = f"expert: {titles[model]}" if model in titles else model
+        rows.append([label, *(_rate(rates[name]["interval"]) for name in titles)])
     return table([f"{METRICS[metric]} error rate", *titles.values()], rows)
 
 
@@ -234,4 +230,4 @@ def _share(value: Sequence[float] | None) -> str:
 def _shown(value: Sequence[float] | None, form: str) -> str:
     if value is None:
         return ""
-    return "–" if math.isnan(value[0]) else form.format(*(100 * item for item in value))
+    return "-" if math.isnan(value[0]) else form.format(*(100 * item for item in value))

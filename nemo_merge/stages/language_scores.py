@@ -92,7 +92,9 @@ def measure(
         heard: errors by model, of the base and the experts.
         model: the one that knows the new language.
         before: what its old languages are compared with.
-        old, new, untouched: as in :func:`compare`.
+        old: languages of the merged model.
+        new: the language that was added.
+        untouched: languages without an expert.
     """
     return {
         "gain": gain_share(heard, model, new),
