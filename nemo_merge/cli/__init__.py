@@ -14,8 +14,8 @@ import click
 from ..errors import NemoMergeError
 
 _VERBS = (
-    "analyze", "corpora", "decode", "download", "emr-apply", "export-nemo", "finetune", "inspect", "merge", "methods",
-    "multirun", "plan", "prepare", "report", "reproduce", "score", "sweep",
+    "analyze", "corpora", "decode", "download", "emr-apply", "export-nemo", "extend", "finetune", "forget", "inspect",
+    "merge", "methods", "multirun", "pack", "plan", "prepare", "report", "reproduce", "score", "sweep",
 )  # fmt: skip
 
 

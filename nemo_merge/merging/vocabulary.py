@@ -66,13 +66,23 @@ class Alignment:
 
     def record(self) -> dict[str, Any]:
         """For the record of the merge."""
+        rows = self._new_rows()
         return {
             "policy": self.policy,
             "tokens": self.tokens,
             "added": len(self.added),
             "dropped": len(self.dropped),
             "tensors": sorted(self.tables),
+            **({"new_rows": rows} if any(rows) else {}),
         }
+
+    def _new_rows(self) -> list[str]:
+        """The rows of new tokens that each expert has, as ranges: to take one out, they must be known."""
+        if not self.tables:
+            return []
+        table = next(iter(self.tables.values()))
+        new = table.new[table.new < self.tokens]
+        return [ranges(new[rows[new] >= 0].tolist()) for rows in table.expert_rows]
 
     def __str__(self) -> str:
         parts = [f"vocabulary={self.policy}: {self.tokens} tokens, rows aligned in {len(self.tables)} tensors"]
@@ -81,6 +91,36 @@ class Alignment:
         if self.dropped:
             parts.append(f"{len(self.dropped)} dropped ({named(self.dropped)})")
         return "; ".join(parts)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, consecutive ones as first and last.
+
+    Example:
+        >>> ranges([4, 5, 6, 9])
+        '4-6,9'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def numbers_of(text: str) -> list[int]:
+    """The numbers that :func:`ranges` wrote.
+
+    Example:
+        >>> numbers_of("4-6,9")
+        [4, 5, 6, 9]
+
+    Raises:
+        ValueError: it is something else.
+    """
+    pairs = [part.partition("-") for part in text.split(",") if part]
+    return [number for first, _, last in pairs for number in range(int(first), int(last or first) + 1)]
 
 
 @dataclass
@@ -262,6 +302,13 @@ def _compare_tables(
                 )
 
 
+def _held(expert: Checkpoint, target: Sequence[Token]) -> Tensor | None:
+    """The weight behind each row of a merged model; None for an expert, behind which stands its own."""
+    if expert.holders is None:
+        return None
+    return torch.tensor([expert.holders.get(token, 0.0) for token in target], dtype=torch.float64)
+
+
 def _table_names(checkpoint: Checkpoint, vocabulary: Vocabulary) -> frozenset[str]:
     try:
         return frozenset(_tables(checkpoint, vocabulary))
@@ -293,7 +340,8 @@ def _wrap(
         ]
         filler = PADDING_BIAS if name.endswith(".bias") else 0.0
         own = rows if base is None else rows[1:]
-        table = AlignedTable(name, base, rows[0] if base is not None else torch.empty(0), experts, own, filler)
+        held = [_held(expert, target) for expert in experts]
+        table = AlignedTable(name, base, rows[0] if base is not None else torch.empty(0), experts, own, filler, held)
         tables[name] = table
         for index, mapped in enumerate(rows):
             maps[index][name] = (table, mapped)
