@@ -116,7 +116,9 @@ def extend(context: Context) -> None:
 def candidates(context: Context, kind: str) -> Iterator[Candidate]:
     """The models that a search tries: ``merged``, ``extended`` or ``again``, merged anew from all experts."""
     for method, given in context.config["merge"]["methods"].items():
-        swept = context.config["extend"]["search"] if kind == "extended" else given["search"]
+        swept = (
+            {**context.config["extend"]["search"], **given.get("extend", {})} if kind == "extended" else given["search"]
+        )
         for values in product(*swept.values()):
             named = dict(zip(swept, values, strict=True))
             shown = "-".join(f"{key}{value:g}" for key, value in named.items())
@@ -176,30 +178,34 @@ def _make(context: Context, kind: str, candidate: Candidate, output: Path) -> No
     import nemo_merge
 
     config = context.config
-    parameters = dict(config["merge"]["methods"][candidate.method])
-    parameters.pop("search")
-    method = parameters.pop("method", candidate.method)
     base, new = model_path(context, "base"), model_path(context, config["new"])
-    experts = [model_path(context, name) for name in config["old"]]
     if kind == "extended":
         service = chosen(context, "merged")[candidate.method]
-        weight, kept = candidate.values["weight"], candidate.values["kept"]
         nemo_merge.extend(
             context.expdir / "merged" / f"{service['name']}.nemo",
             new,
             output,
             base=base,
             how="update",  # without the earlier experts, by any method
-            weight=weight,
-            scale=kept * service["values"]["scale"],
+            weight=candidate.values["weight"],
+            scale=candidate.values["kept"] * service["values"]["scale"],
             overwrite=True,
             workers=context.jobs,
         )
         return
-    if kind == "again":
-        experts.append(new)
+    parameters = {**config["merge"]["methods"][candidate.method], **candidate.values}
+    method = parameters.pop("method", candidate.method)
+    for key in ("search", "extend"):
+        parameters.pop(key, None)
     nemo_merge.merge(
-        base, experts, method, output=output, vocabulary="union", overwrite=True, **{**parameters, **candidate.values}
+        base,
+        [model_path(context, name) for name in (*config["old"], *([config["new"]] if kind == "again" else []))],
+        method,
+        output=output,
+        vocabulary="union",
+        overwrite=True,
+        workers=context.jobs,
+        **parameters,
     )
 
 
