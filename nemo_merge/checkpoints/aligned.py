@@ -63,9 +63,11 @@ class AlignedTable:
         held = [None if known is None else known[new] for known in self.held or [None] * len(shares)]
         if any(weight < 0 and known is None for weight, known in zip(weights, held, strict=True)):
             shares = torch.ones_like(shares)
-        portions = has * torch.stack(
-            [share.expand(len(new)) if known is None else known for share, known in zip(shares, held, strict=True)]
-        )
+        behind = [
+            share.expand(len(new)) if known is None else torch.where(known.isnan(), share, known)
+            for share, known in zip(shares, held, strict=True)
+        ]
+        portions = has * torch.stack(behind)
         portions = torch.where(portions.sum(0) > 0, portions, has)
         portions = portions / portions.sum(0).clamp(min=torch.finfo(torch.float64).tiny)
         inner = self.experts[0].specs[self.name].shape[1:]

@@ -29,9 +29,7 @@ output = click.option(
     "-o", "--output", required=True, type=_PATH, help="The new model; it appears whole or not at all."
 )
 change = options(
-    click.option(
-        "--scale", type=float, help="Scale of the merged task vector; by default as before, or the method's own."
-    ),
+    click.option("--scale", type=float, help="Scale of the merged task vector; by default as before."),
     click.option(
         "--how",
         default="auto",

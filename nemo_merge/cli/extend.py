@@ -23,9 +23,7 @@ from . import _extension
     help="Folder of packs of earlier experts; one of this expert is added.",
 )
 @_extension.packing
-@click.option(
-    "--vocabulary", metavar="WORD", help="strict, base or union, where tokens differ.  [as recorded, else union]"
-)
+@click.option("--vocabulary", metavar="WORD", help="strict, base or union, where tokens differ.  [union]")
 @_extension.work
 def command(
     merged: Path,
@@ -52,6 +50,5 @@ def command(
 
     return_large_buffers()
     given = _extension.given(**others)
-    click.echo(
-        str(extend(merged, expert, output, name=name, weight=weight, inputs=inputs, overwrite=overwrite, **given))
-    )
+    report = extend(merged, expert, output, name=name, weight=weight, inputs=inputs, overwrite=overwrite, **given)
+    click.echo(str(report))

@@ -20,8 +20,8 @@ from . import _extension
 def command(merged: Path, name: str, output: Path, inputs: tuple[Path, ...], overwrite: bool, **others: Any) -> None:
     """Take the expert NAME out of the model MERGED.
 
-    The other experts are merged again where they are found; else, where the method adds, NAME's share is taken away, for
-    which NAME's checkpoint or pack has to be there.
+    The other experts are merged again where they are found; else, where the method adds, NAME's share is taken away,
+    for which NAME's checkpoint or pack has to be there.
     """
     from ..merging import forget
     from ._memory import return_large_buffers

@@ -13,6 +13,12 @@ from . import _extension
 @click.command("pack", no_args_is_help=True)
 @click.argument("experts", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--merged", type=click.Path(path_type=Path), help="Pack all experts of this merged model.")
+@click.option(
+    "--inputs",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder in which the experts of MERGED are looked for; may be given several times.",
+)
 @click.option("--base", type=click.Path(path_type=Path), help="The model that the experts were fine-tuned from.")
 @click.option(
     "-o",
@@ -27,6 +33,7 @@ from . import _extension
 def command(
     experts: tuple[Path, ...],
     merged: Path | None,
+    inputs: tuple[Path, ...],
     base: Path | None,
     output: Path,
     name: str | None,
@@ -49,10 +56,23 @@ def command(
         raise click.UsageError("--base is missing: a pack holds what an expert changes of it")
     if name is not None and len(experts) != 1:
         raise click.UsageError("--name is for a single expert")
-    from ..merging.packs import pack_all
+    from ..checkpoints.pack import PACK_SUFFIX
+    from ..merging import pack, pack_experts
+    from ..merging.inputs import name_of
     from ._memory import return_large_buffers
 
     return_large_buffers()
-    given = _extension.given(**options)
-    for report in pack_all(experts, merged, base, output, name=name, overwrite=overwrite, workers=workers, **given):
-        click.echo(str(report))
+    work: dict[str, Any] = {"overwrite": overwrite, "workers": workers, **_extension.given(**options)}
+    if merged is not None:
+        for report in pack_experts(merged, output, base=base, inputs=inputs, **work):
+            click.echo(str(report))
+        return
+    assert base is not None
+    single = output.suffix == ".safetensors"
+    if single and len(experts) > 1:
+        raise click.UsageError(f"-o {output}: a file holds one pack; give a folder")
+    if not single:
+        output.mkdir(parents=True, exist_ok=True)
+    for expert in experts:
+        target = output if single else output / ((name or name_of(expert)) + PACK_SUFFIX)
+        click.echo(str(pack(expert, base, target, name=name, **work)))

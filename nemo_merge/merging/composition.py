@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..vocabulary import Token, Vocabulary
-from .packs import name_of
+from .inputs import name_of
 from .vocabulary import numbers_of, ranges
 
 _REFERENCE = ("path", "format", "sha256", "adapter", "ema", "pack", "fine_tuned")

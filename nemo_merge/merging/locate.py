@@ -87,7 +87,7 @@ class Locator:
             assert isinstance(pack, PackCheckpoint)
             return Found(str(path), pack.about["error"])
 
-    def kept(self, member: Member) -> dict[str, Any] | None:
+    def kept(self, member: Member) -> Mapping[str, Any] | None:
         """The pack that there is of an expert, as it is recorded; what was recorded before if it is not to be seen."""
         path = self._pack(member)
         return member.kept_as if path is None else described(path)

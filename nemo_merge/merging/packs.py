@@ -25,7 +25,7 @@ from ..linalg import randomised_svd, thin_svd
 from ..methods._selection import largest_in
 from ..vocabulary import Vocabulary, tables_of
 from .checks import compare_headers
-from .inputs import Source, check_unchanged, fingerprints, open_inputs
+from .inputs import Source, check_unchanged, fingerprints, name_of, open_inputs
 from .parallel import in_threads
 from .plan import DTYPES
 from .provenance import source_of
@@ -206,14 +206,6 @@ def pack(
         _write(target, tensors, about, overwrite)
         full = sum(opened.specs[key].nbytes for key in names)
     return PackReport(target, about["name"], target.stat().st_size, full, error)
-
-
-def name_of(path: Path) -> str:
-    """What an expert is called when nothing else is said: its file, without the endings of formats."""
-    for ending in (PACK_SUFFIX, ".nemo", ".safetensors", ".ckpt", ".pt", ".pth"):
-        if path.name.endswith(ending) and path.name != ending:
-            return path.name.removesuffix(ending)
-    return path.name
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def reproduce(
         record = record_of(checkpoint)
     folders = [Path(), path.parent, *map(Path, inputs)]
     base = _found(record["base"], folders) if record.get("base") else None
-    experts = [_found(expert, folders) for expert in record["experts"]]
+    experts: Sequence[Source] = [_found(expert, folders) for expert in record["experts"]]
     versions: list[str] = []
 
     def as_recorded(found: dict[str, Any]) -> dict[str, Any]:

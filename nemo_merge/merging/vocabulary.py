@@ -303,10 +303,13 @@ def _compare_tables(
 
 
 def _held(expert: Checkpoint, target: Sequence[Token]) -> Tensor | None:
-    """The weight behind each row of a merged model; None for an expert, behind which stands its own."""
+    """The weight behind each row of a merged model; None for an expert, behind which stands its own.
+
+    Not a number where it is not told, as for padding.
+    """
     if expert.holders is None:
         return None
-    return torch.tensor([expert.holders.get(token, 0.0) for token in target], dtype=torch.float64)
+    return torch.tensor([expert.holders.get(token, torch.nan) for token in target], dtype=torch.float64)
 
 
 def _table_names(checkpoint: Checkpoint, vocabulary: Vocabulary) -> frozenset[str]:

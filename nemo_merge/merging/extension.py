@@ -17,10 +17,10 @@ from ..checkpoints.pack import PACK_SUFFIX
 from ..errors import ConfigError, PlanError
 from .api import MergeReport
 from .composition import Composition, Member
-from .inputs import Source, open_source
+from .inputs import Source, name_of, open_source
 from .locate import Found
 from .merged_model import How, MergedModel
-from .packs import PackOptions, PackReport, name_of, pack
+from .packs import PackOptions, PackReport, pack
 from .plan import VocabularyPolicy
 
 logger = logging.getLogger("nemo_merge")
