@@ -7,7 +7,7 @@ no training data, which may be gone by then.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -29,6 +29,8 @@ from .results import transcribe_all
 from .workers import run_jobs
 
 JOINT = "joint"
+Rates = Mapping[str, Mapping[str, float]]
+"""Error rates by model and language."""
 
 
 @dataclass(frozen=True)
@@ -94,23 +96,21 @@ def characters(manifests: Sequence[Path]) -> list[str]:
 
 def merge(context: Context) -> None:
     """Stage 4: the known languages' experts merged by every method, as does best on their development sets."""
-    found = _search(context, "merged", context.config["old"], lambda rates, _: choose(rates))
-    _write_choice(context, "merged", found)
+    (rates,) = _try(context, ["merged"], context.config["old"])
+    _choose(context, "merged", rates, lambda own, _: choose(own))
 
 
 def extend(context: Context) -> None:
     """Stage 5: the new language's expert is merged into what stage 4 chose; beside it, all experts merged anew."""
     config = context.config
-    tolerance = config["extend"]["tolerance"]
     before = chosen(context, "merged")
 
-    def best(rates: Mapping[str, Mapping[str, float]], method: str) -> Choice:
-        return choose(rates, new=config["new"], before=before[method]["dev"], tolerance=tolerance)
+    def best(own: Rates, method: str) -> Choice:
+        return choose(own, config["new"], before[method]["dev"], config["extend"]["tolerance"])
 
-    languages = [*config["old"], config["new"]]
-    found = _search(context, "extended", languages, best)
-    _write_choice(context, "extended", found, training_data=training_data(context))
-    _write_choice(context, "again", _search(context, "again", languages, lambda rates, _: choose(rates)))
+    extended, again = _try(context, ["extended", "again"], [*config["old"], config["new"]])
+    _choose(context, "extended", extended, best, training_data=training_data(context))
+    _choose(context, "again", again, lambda own, _: choose(own))
 
 
 def candidates(context: Context, kind: str) -> Iterator[Candidate]:
@@ -141,36 +141,43 @@ def training_data_seen(context: Context) -> list[str]:
     return json.loads(_choice_path(context, "extended").read_text(encoding="utf-8"))["training_data"]
 
 
-def _search(context: Context, kind: str, languages: Sequence[str], pick: Any) -> dict[str, Any]:
-    """Makes all candidates, transcribes the languages' development sets, and takes the best of every method."""
-    made = list(candidates(context, kind))
-    folder = context.expdir / kind
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for candidate in made:
-        paths[candidate.name] = folder / f"{candidate.name}.nemo"
-        _make(context, kind, candidate, paths[candidate.name])
-    context.say(f"{kind}: {len(made)} merges")
-    sets = {dev(name): cuts_path(context, name, "dev") for name in languages}
-    transcribe_all(context, paths, sets)
-    rates = {
-        name: {item: sum_counts(errors(hypotheses(context, name, dev(item)), "cer")).rate for item in languages}
-        for name in paths
-    }
+def _try(context: Context, kinds: Sequence[str], languages: Sequence[str]) -> list[Rates]:
+    """Makes all candidates of some kinds and transcribes development sets: character error rates, for every kind."""
+    paths: dict[str, dict[str, Path]] = {kind: {} for kind in kinds}
+    for kind, made in paths.items():
+        (context.expdir / kind).mkdir(parents=True, exist_ok=True)
+        for candidate in candidates(context, kind):
+            made[candidate.name] = context.expdir / kind / f"{candidate.name}.nemo"
+            _make(context, kind, candidate, made[candidate.name])
+        context.say(f"{kind}: {len(made)} merges")
+    everything = {name: path for made in paths.values() for name, path in made.items()}
+    transcribe_all(context, everything, {dev(name): cuts_path(context, name, "dev") for name in languages})
+    return [
+        {
+            name: {item: sum_counts(errors(hypotheses(context, name, dev(item)), "cer")).rate for item in languages}
+            for name in made
+        }
+        for made in paths.values()
+    ]
+
+
+def _choose(context: Context, kind: str, rates: Rates, pick: Callable[[Rates, str], Choice], **more: Any) -> None:
+    """Takes the best candidate of every method and writes down what was tried."""
     found = {}
     for method in context.config["merge"]["methods"]:
-        own = {item.name: item for item in made if item.method == method}
+        own = {item.name: dict(item.values) for item in candidates(context, kind) if item.method == method}
         best = pick({name: rates[name] for name in own}, method)
-        shown = ", ".join(f"{key}={value:g}" for key, value in own[best.name].values.items())
+        shown = ", ".join(f"{key}={value:g}" for key, value in own[best.name].items())
         context.say(f"{kind}: {method} with {shown} {best.reason}")
         found[method] = {
             "name": best.name,
             "reason": best.reason,
-            "values": dict(own[best.name].values),
+            "values": own[best.name],
             "dev": rates[best.name],
-            "tried": [{"values": dict(item.values), "dev": rates[name]} for name, item in own.items()],
+            "tried": [{"values": values, "dev": rates[name]} for name, values in own.items()],
         }
-    return found
+    content = json.dumps({"methods": found, **more}, indent=1)
+    _choice_path(context, kind).write_text(content + "\n", encoding="utf-8")
 
 
 def _make(context: Context, kind: str, candidate: Candidate, output: Path) -> None:
@@ -313,8 +320,3 @@ def _train_base(context: Context) -> Path:
 
 def _choice_path(context: Context, kind: str) -> Path:
     return context.expdir / kind / "chosen.json"
-
-
-def _write_choice(context: Context, kind: str, methods: Mapping[str, Any], **more: Any) -> None:
-    content = json.dumps({"methods": methods, **more}, indent=1)
-    _choice_path(context, kind).write_text(content + "\n", encoding="utf-8")

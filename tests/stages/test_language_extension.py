@@ -187,7 +187,3 @@ def test_a_language_is_added_without_any_training_data(tmp_path):
         grown = {token.text for token in new.vocabulary().tokens} - {token.text for token in old.vocabulary().tokens}
     assert grown
     assert grown <= set("äöüß")
-
-    again = run(tmp_path, "--nj", "1", "--stage", "5", "extend.tolerance=0.5")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "START stage 5" in again.stdout
