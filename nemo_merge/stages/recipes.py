@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from . import adaptation, data, language, language_scores, models, results, retention
+from . import adaptation, data, models, results, retention
 from .engine import Stage
+from .languages import scores, search, training
 
 _DATA = (
     Stage(
@@ -122,58 +123,58 @@ LANGUAGE = (
     Stage(
         "cuts",
         "make and check cuts, read training transcripts aloud",
-        language.cuts,
+        training.cuts,
         options=("seed", "read_aloud"),
         after=("prepare",),
-        outputs=language.cut_files,
+        outputs=training.cut_files,
     ),
     Stage(
         "train",
         "train the base and one expert per language",
-        language.train,
+        training.train,
         options=("seed", "model", "train", "old", "new"),
         after=("cuts",),
-        outputs=language.model_files,
+        outputs=training.model_files,
     ),
     Stage(
         "merge",
         "merge the known languages' experts by every method",
-        language.merge,
+        search.merge,
         options=("merge", "old"),
         after=("train",),
-        outputs=language.merged_files,
+        outputs=search.merged_files,
     ),
     Stage(
         "extend",
         "add the new language by merging its expert",
-        language.extend,
+        search.extend,
         options=("extend", "new"),
         after=("train", "merge"),
-        outputs=language.extended_files,
+        outputs=search.extended_files,
     ),
     Stage(
         "decode",
         "transcribe the test sets with every model",
-        language.decode,
+        search.decode,
         options=("decode", "untouched"),
         after=("cuts", "train", "merge", "extend"),
-        outputs=language.hypothesis_files,
+        outputs=search.hypothesis_files,
     ),
     Stage(
         "score",
         "what the new language gained and the old ones lost",
-        language_scores.score,
+        scores.score,
         options=("old", "new", "untouched"),
         after=("merge", "extend", "decode"),
-        outputs=language_scores.score_files,
+        outputs=scores.score_files,
     ),
     Stage(
         "report",
         "write RESULTS.md and two pictures",
-        language_scores.write_report,
+        scores.write_report,
         options=("title",),
         after=("score",),
-        outputs=language_scores.report_files,
+        outputs=scores.report_files,
     ),
 )
 

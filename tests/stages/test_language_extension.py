@@ -18,9 +18,9 @@ from nemo_merge.corpora.mini import NOTICE
 from nemo_merge.errors import ConfigError
 from nemo_merge.scoring.error_rates import ErrorCounts
 from nemo_merge.stages.__main__ import _settings
-from nemo_merge.stages.language import candidates
-from nemo_merge.stages.language_scores import compare, gain_share, measure
-from nemo_merge.stages.language_search import choose
+from nemo_merge.stages.languages.choice import choose
+from nemo_merge.stages.languages.scores import compare, gain_share, measure
+from nemo_merge.stages.languages.search import candidates
 from nemo_merge.stages.read_aloud import pieces
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "language_extension"

@@ -1,7 +1,7 @@
-"""Stages 2 to 6 of a language recipe: train experts, merge those of known languages, add a new one by its expert.
+"""Stages 4 to 6 of a language recipe: merge experts, add a new language by its expert, transcribe.
 
-Stages 5 and later read the merged model, the new language's expert, the base, and development and test sets. They read
-no training data, which may be gone by then.
+Stage 5 and the later ones read the merged model, the new language's expert, the base (for comparison, all experts), and
+development and test sets. They read no training data, which may be gone by then.
 """
 
 from __future__ import annotations
@@ -13,22 +13,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from ...scoring.error_rates import sum_counts
+from ...training.decode import Hypothesis, read_hypotheses
+from ..data import cuts_path
+from ..engine import Context
+from ..models import model_path
+from ..results import transcribe_all
+from .choice import Choice, choose, errors
+from .training import trained_names
 
-from ..scoring.error_rates import sum_counts
-from ..training.ctc import TrainingJob
-from ..training.decode import Hypothesis, read_hypotheses
-from ..training.fine_tune import FineTuningJob
-from . import data
-from .data import cuts_path
-from .engine import Context, identity
-from .language_search import Choice, choose, errors
-from .models import model_path
-from .read_aloud import Reading, read_aloud
-from .results import transcribe_all
-from .workers import run_jobs
-
-JOINT = "joint"
 Rates = Mapping[str, Mapping[str, float]]
 """Error rates by model and language."""
 
@@ -46,52 +39,6 @@ class Candidate:
     method: str
     values: Mapping[str, float]
     name: str
-
-
-def cuts(context: Context) -> None:
-    """Stage 2: cuts of all sets, and speech that is read aloud for the base."""
-    data.cuts(context)
-    for name in context.config.get("read_aloud") or {}:
-        made = read_aloud(_reading(context, name), context.datadir / "read_aloud" / name, spoken_path(context, name))
-        context.say(f"{name}: training transcripts {'read aloud' if made else 'were read aloud before'}")
-
-
-def train(context: Context) -> None:
-    """Stage 3: the base, an expert of every language, and joint training on all of them."""
-    config = context.config["train"]
-    base = _train_base(context)
-    languages = [*context.config["old"], context.config["new"]]
-    jobs: dict[str, tuple[FineTuningJob, dict[str, Any]]] = {}
-    for name, sets in {**{item: [item] for item in languages}, JOINT: languages}.items():
-        options: Any = OmegaConf.to_container(
-            OmegaConf.merge(config["experts"], config[JOINT] if name == JOINT else {})
-        )
-        sources = [cuts_path(context, item, "train") for item in sets]
-        job = FineTuningJob(
-            base,
-            model_path(context, name),
-            sources,
-            labels=characters(sources),
-            seed=context.config["seed"],
-            overwrite=True,
-            **options,
-        )
-        depends_on = {"job": job, "files": [identity(path) for path in (base, *sources)]}
-        if context.is_fresh(name, [job.output], **depends_on):
-            context.say(f"{name}: trained before")
-        else:
-            jobs[name] = job, depends_on
-    running = {name: job for name, (job, _) in jobs.items()}
-    for name in run_jobs(running, context.expdir / "jobs", context.jobs, context.say, together=True):
-        context.mark_fresh(name, **jobs[name][1])
-
-
-def characters(manifests: Sequence[Path]) -> list[str]:
-    """The characters of the transcripts in cut manifests, the space first."""
-    from lhotse import CutSet
-
-    found = {char for path in manifests for cut in CutSet.from_file(path) for char in cut.supervisions[0].text or ""}
-    return sorted(found)
 
 
 def merge(context: Context) -> None:
@@ -237,11 +184,6 @@ def models(context: Context) -> dict[str, Path]:
     }}  # fmt: skip
 
 
-def trained_names(context: Context) -> list[str]:
-    """Models that stage 3 trains."""
-    return ["base", *context.config["old"], context.config["new"], JOINT]
-
-
 def dev(name: str) -> str:
     """Name of a language's development set among the hypotheses."""
     return f"{name}-dev"
@@ -255,21 +197,6 @@ def test(name: str) -> str:
 def hypotheses(context: Context, model: str, name: str) -> list[Hypothesis]:
     """What a model heard in a set."""
     return read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl")
-
-
-def spoken_path(context: Context, name: str) -> Path:
-    """Cuts of speech that was read aloud."""
-    return context.datadir / "cuts" / f"read-aloud-{name}_cuts_train.jsonl.gz"
-
-
-def cut_files(context: Context) -> list[Path]:
-    """What stage 2 leaves."""
-    return [*data.cut_files(context), *(spoken_path(context, name) for name in context.config.get("read_aloud") or {})]
-
-
-def model_files(context: Context) -> list[Path]:
-    """What stage 3 leaves."""
-    return [model_path(context, name) for name in trained_names(context)]
 
 
 def merged_files(context: Context) -> list[Path]:
@@ -290,32 +217,6 @@ def hypothesis_files(context: Context) -> list[Path]:
 
 def _made(context: Context, kind: str) -> list[Path]:
     return [context.expdir / kind / f"{item.name}.nemo" for item in candidates(context, kind)]
-
-
-def _reading(context: Context, name: str) -> Reading:
-    values = dict(context.config["read_aloud"][name])
-    texts = cuts_path(context, values.pop("texts"), "train")
-    return Reading(str(texts), seed=context.config["seed"], **values)
-
-
-def _train_base(context: Context) -> Path:
-    """Trains the base, whose characters are those of its data, unless that was done before."""
-    config = context.config
-    values = dict(config["train"]["base"])
-    sets = [cuts_path(context, name, "train") for name in values.pop("data", ())]
-    sets += [spoken_path(context, name) for name in values.pop("read_aloud", ())]
-    labels = characters(sets)
-    model = {**config["model"], "labels": labels}
-    model["decoder"] = {**model["decoder"], "vocabulary": labels, "num_classes": len(labels)}
-    path = model_path(context, "base")
-    job = TrainingJob(output=path, cuts=sets, model=model, seed=config["seed"], **values)
-    depends_on = {"job": job, "files": [identity(path) for path in sets]}
-    if context.is_fresh("base", [path], **depends_on):
-        context.say("base: trained before")
-    else:
-        for name in run_jobs({"base": job}, context.expdir / "jobs", 1, context.say):
-            context.mark_fresh(name, **depends_on)
-    return path
 
 
 def _choice_path(context: Context, kind: str) -> Path:

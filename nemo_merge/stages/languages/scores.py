@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from ..reporting.languages import write_results
-from ..scoring import bootstrap_interval
-from ..scoring.error_rates import ErrorCounts, sum_counts
-from ..scoring.merge_metrics import normalised_performance
-from ..scoring.retention import bootstrap_measure, relative_change
-from .data import notice, speech_sets
-from .engine import Context
-from .language import JOINT, chosen, hypotheses, models, test, tested, training_data_seen
-from .language_search import METRICS, errors
+from ...reporting.languages import write_results
+from ...scoring import bootstrap_interval
+from ...scoring.error_rates import ErrorCounts, sum_counts
+from ...scoring.merge_metrics import normalised_performance
+from ...scoring.retention import bootstrap_measure, relative_change
+from ..data import notice, speech_sets
+from ..engine import Context
+from .choice import METRICS, errors
+from .search import chosen, hypotheses, models, test, tested, training_data_seen
+from .training import JOINT
 
 Errors = Mapping[str, Sequence[ErrorCounts]]
 """Errors of every utterance, by language."""

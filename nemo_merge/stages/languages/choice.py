@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..scoring.error_rates import ErrorCounts, utterance_errors
-from ..scoring.tokens import characters, words
-from ..training.decode import Hypothesis
+from ...scoring.error_rates import ErrorCounts, utterance_errors
+from ...scoring.tokens import characters, words
+from ...training.decode import Hypothesis
 
 METRICS = {"cer": characters, "wer": words}
 """What an error rate counts."""
