@@ -21,6 +21,7 @@ from nemo_merge.stages.__main__ import _settings
 from nemo_merge.stages.languages.choice import choose
 from nemo_merge.stages.languages.scores import compare, gain_share, measure
 from nemo_merge.stages.languages.search import candidates
+from nemo_merge.stages.languages.training import check
 from nemo_merge.stages.read_aloud import pieces
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "language_extension"
@@ -114,10 +115,25 @@ def test_the_configurations_hold_together(name, tmp_path):
     assert {*languages, *config["untouched"]} <= set(config["corpus"])
     assert {entry["texts"] for entry in config["read_aloud"].values()} <= set(languages)
     assert set(config["train"]["base"]["read_aloud"]) == set(config["read_aloud"])
-    assert set(config["extend"]["search"]) == {"weight", "kept"}
+    check(config)
     experts, joint = config["train"]["experts"], config["train"]["joint"]
     assert experts["optim"]["sched"]["max_steps"] == experts["steps"]
     assert joint["optim"]["sched"]["max_steps"] == joint["steps"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"old": []}, "old must name a language"),
+        ({"new": "english"}, "different ones"),
+        ({"merge": {"methods": {"lors": {}}}}, "merge.methods.lors: write what is tried"),
+        ({"extend": {"search": {"weight": [1.0]}}}, "the extension of lors needs values of weight and kept"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(change, message):
+    config = _settings(RECIPE / "conf" / "language_extension.yaml", ())
+    with pytest.raises(ConfigError, match=message):
+        check({**config, **change})
 
 
 def test_every_combination_is_a_candidate():

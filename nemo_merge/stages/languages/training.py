@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from ...errors import ConfigError
 from ...training.ctc import TrainingJob
 from ...training.fine_tune import FineTuningJob
 from .. import data
@@ -18,10 +19,30 @@ from ..read_aloud import Reading, read_aloud
 from ..workers import run_jobs
 
 JOINT = "joint"
+TRIED = ("weight", "kept")
+"""What an extension has to be chosen: the new expert's weight, and a factor on the merged model's scale."""
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuses a configuration that later stages cannot work with.
+
+    Raises:
+        ConfigError: with what is wrong.
+    """
+    known, new = list(config["old"]), config["new"]
+    if not known or new in known or {new, *known} & set(config["untouched"]):
+        raise ConfigError("old must name a language at least, and old, new and untouched different ones")
+    for method, given in config["merge"]["methods"].items():
+        if not (given or {}).get("search", {}).get("scale"):
+            raise ConfigError(f"merge.methods.{method}: write what is tried, such as {{search: {{scale: [0.5, 1.0]}}}}")
+        tried = given.get("extend", config["extend"]["search"])
+        if set(tried) != set(TRIED) or not all(tried.values()):
+            raise ConfigError(f"the extension of {method} needs values of {' and '.join(TRIED)}, and of nothing else")
 
 
 def cuts(context: Context) -> None:
     """Stage 2: cuts of all sets, and speech that is read aloud for the base."""
+    check(context.config)
     data.cuts(context)
     for name in context.config.get("read_aloud") or {}:
         made = read_aloud(_reading(context, name), context.datadir / "read_aloud" / name, spoken_path(context, name))
@@ -30,6 +51,7 @@ def cuts(context: Context) -> None:
 
 def train(context: Context) -> None:
     """Stage 3: the base, an expert of every language, and joint training on all of them."""
+    check(context.config)
     config = context.config["train"]
     base = _train_base(context)
     languages = [*context.config["old"], context.config["new"]]
