@@ -46,6 +46,12 @@ def write_results(
     draw_languages(pictures[0], scores, titles, [*old, new[0]])
     draw_trade_off(pictures[1], scores, list(old), new, tolerance)
     seen = scores["training_data"]
+    joint = (
+        "*Joint*: the base trained on the data of all these languages together; what it loses is counted from the "
+        "languages' own experts. "
+        if JOINT in scores["rates"]["cer"]
+        else ""
+    )
     parts = [
         f"# {title}",
         notice,
@@ -60,9 +66,8 @@ def write_results(
             "model) / (base - expert). *Old*: unweighted mean over "
             f"{', '.join(old.values())}; *lost*: by how much it rose from the merged model to the extended one, as a "
             "share. *Merged again*: all experts merged at once, with a scale of its own. *G*: normalised performance, "
-            "the mean of the gain over the old languages and the new one. *Joint*: the base "
-            "trained on the data of all these languages together; what it loses is counted from the languages' own "
-            "experts. Scales and weights were chosen by character error rates of the development sets: the merged "
+            f"the mean of the gain over the old languages and the new one. {joint}"
+            "Scales and weights were chosen by character error rates of the development sets: the merged "
             "model's by the mean over its languages; the extension's by the new language, among those that lose at "
             f"most {100 * tolerance:.0f} % of the old ones there, or the one that loses least where there is none."
         ),
@@ -107,7 +112,7 @@ def draw_languages(path: Path, scores: Mapping[str, Any], titles: Mapping[str, s
             f"{kind}-{method}": (f"{method}: {label}", colour)
             for (kind, label), colour in zip(KINDS.items(), ("#a8d5ba", "#1e8e3e", "#2a788e"), strict=True)
         },
-        JOINT: ("joint training", "#fbbc04"),
+        **({JOINT: ("joint training", "#fbbc04")} if JOINT in rates else {}),
     }
     figure, axes = pyplot.subplots(figsize=(9.5, 4.4), layout="constrained")
     width = 0.84 / len(shown)

@@ -45,9 +45,11 @@ def score(context: Context) -> None:
             method: compare(heard, method, config["old"], config["new"], config["untouched"])
             for method in config["merge"]["methods"]
         }
-        experts = {name: heard[name][name] for name in config["old"]}
-        joint = measure(heard, heard[JOINT], experts, config["old"], config["new"], [])
-        table["methods"][metric] = {**measures, JOINT: {JOINT: joint}}
+        table["methods"][metric] = dict(measures)
+        if JOINT in heard:
+            experts = {name: heard[name][name] for name in config["old"]}
+            joint = measure(heard, heard[JOINT], experts, config["old"], config["new"], [])
+            table["methods"][metric][JOINT] = {JOINT: joint}
         for method, found in measures.items():
             gain, lost = (100 * found["extended"][key][0] for key in ("gain", "loss"))
             context.say(f"{method}, {metric}: {gain:.0f} % of the expert's gain, old languages {lost:+.1f} %")

@@ -56,7 +56,8 @@ def train(context: Context) -> None:
     base = _train_base(context)
     languages = [*context.config["old"], context.config["new"]]
     jobs: dict[str, tuple[FineTuningJob, dict[str, Any]]] = {}
-    for name, sets in {**{item: [item] for item in languages}, JOINT: languages}.items():
+    for name in trained_names(context)[1:]:
+        sets = languages if name == JOINT else [name]
         options: Any = OmegaConf.to_container(
             OmegaConf.merge(config["experts"], config[JOINT] if name == JOINT else {})
         )
@@ -115,8 +116,9 @@ def _reading(context: Context, name: str) -> Reading:
 
 
 def trained_names(context: Context) -> list[str]:
-    """Models that stage 3 trains."""
-    return ["base", *context.config["old"], context.config["new"], JOINT]
+    """Models that stage 3 trains, the base first; the joint one last, where the configuration has it."""
+    joint = [JOINT] if context.config["train"].get(JOINT) else []
+    return ["base", *context.config["old"], context.config["new"], *joint]
 
 
 def spoken_path(context: Context, name: str) -> Path:
