@@ -5,6 +5,9 @@ from __future__ import annotations
 from . import adaptation, data, models, pack, results, retention, translation, translation_results
 from .domains import report, scores, search, training
 from .engine import Stage
+from .languages import scores as languages_scores
+from .languages import search as languages_search
+from .languages import training as languages_training
 
 _DATA = (
     Stage(
@@ -224,5 +227,65 @@ TRANSLATION = (
     ),
 )
 
-RECIPES = {"merge": MERGE, "adapt": ADAPT, "domains": DOMAINS, "translation": TRANSLATION}
+LANGUAGE = (
+    *_DATA[:2],
+    Stage(
+        "cuts",
+        "make and check cuts, read training transcripts aloud",
+        languages_training.cuts,
+        options=("seed", "read_aloud"),
+        after=("prepare",),
+        outputs=languages_training.cut_files,
+    ),
+    Stage(
+        "train",
+        "train the base and one expert per language",
+        languages_training.train,
+        options=("seed", "model", "train", "old", "new"),
+        after=("cuts",),
+        outputs=languages_training.model_files,
+    ),
+    Stage(
+        "merge",
+        "merge the known languages' experts by every method",
+        languages_search.merge,
+        options=("merge", "old"),
+        after=("train",),
+        outputs=languages_search.merged_files,
+    ),
+    Stage(
+        "extend",
+        "add the new language by merging its expert",
+        languages_search.extend,
+        options=("extend", "new"),
+        after=("train", "merge"),
+        outputs=languages_search.extended_files,
+    ),
+    Stage(
+        "decode",
+        "transcribe the test sets with every model",
+        languages_search.decode,
+        options=("decode", "untouched"),
+        after=("cuts", "train", "merge", "extend"),
+        outputs=languages_search.hypothesis_files,
+    ),
+    Stage(
+        "score",
+        "what the new language gained and the old ones lost",
+        languages_scores.score,
+        options=("old", "new", "untouched"),
+        after=("merge", "extend", "decode"),
+        outputs=languages_scores.score_files,
+    ),
+    Stage(
+        "report",
+        "write RESULTS.md and two pictures",
+        languages_scores.write_report,
+        options=("title",),
+        after=("score",),
+        outputs=languages_scores.report_files,
+    ),
+)
+
+RECIPES = {"merge": MERGE, "adapt": ADAPT, "domains": DOMAINS, "language": LANGUAGE, "translation": TRANSLATION}
 """Stages by the configuration's ``recipe``, which is ``merge`` where it says nothing."""

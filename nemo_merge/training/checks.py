@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints import check_output, open_checkpoint
 from ..errors import CheckpointError, ConfigError, NemoMergeError, OutputError, did_you_mean
 from .fine_tune import PARTS
+from .new_labels import label_problems
 from .regulariser_settings import EWCSettings, L2Settings, read_regulariser
 from .sources import Source, check_mix, read_source
 
@@ -55,6 +56,8 @@ def _problems(job: FineTuningJob) -> Iterator[str]:
     yield from caught(lambda: _check_output(job))
     yield from _data(job)
     yield from part(job)
+    if job.labels:
+        yield from label_problems(job)
     if job.regulariser is not None:
         yield from _regulariser(job)
     yield from schedule(job)

@@ -37,6 +37,8 @@ class FineTuningJob(Job):
         validation: development sets by name, a source each.
         trainable: ``full``, ``encoder``, ``decoder`` (all but the encoder), ``lora``, ``bayesian_lora``, or regular
             expressions, one of which must match in the name of a parameter for it to be trained.
+        labels: characters that the model must know: those that the base lacks get outputs of their own
+            (:mod:`~nemo_merge.training.new_labels`); for models over characters.
         adapter: settings of the adapter: ``r``, ``lora_alpha``, ``target_modules`` ..., for ``bayesian_lora`` those of
             :class:`~nemo_merge.adapters.BayesianLoraConfig`.
         regulariser: what holds the model near its base (:mod:`~nemo_merge.training.regularisers`): ``{name: l2, ...}``,
@@ -75,6 +77,7 @@ class FineTuningJob(Job):
     train: Sequence[SourceLike]
     validation: Mapping[str, SourceLike] = field(default_factory=dict)
     trainable: str | Sequence[str] = "full"
+    labels: Sequence[str] = ()
     adapter: Mapping[str, Any] = field(default_factory=dict)
     regulariser: Mapping[str, Any] | None = None
     scale: float = 1.0
@@ -181,6 +184,7 @@ def fine_tune(job: FineTuningJob, report: Report | None = None) -> Outcome:
     from .continuation import Continuation
     from .feasibility import check_feasible
     from .fused_models import accept_fused
+    from .new_labels import add_labels
     from .outcome import finish
     from .regulariser_settings import add_regulariser, base_fisher
     from .repeatable import checkpoint_callbacks, forget, resumable_checkpoint
@@ -198,6 +202,8 @@ def fine_tune(job: FineTuningJob, report: Report | None = None) -> Outcome:
         _manage(trainer, job.exp_manager)
     accept_fused(Path(job.base))
     model = ASRModel.restore_from(str(job.base), map_location="cpu", trainer=trainer)
+    if job.labels:
+        add_labels(model, job.labels, tell)
     _set_augmentation(model, job.spec_augment)
     loader = _loader(job, model)
     check_feasible(model, loader, tell)
