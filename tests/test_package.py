@@ -86,7 +86,7 @@ LAYERS = {
         "__init__",
     },
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "corpora", "__init__"},
-    "training": {"errors", "checkpoints", "adapters", "scoring", "searching", "__init__"},
+    "training": {"errors", "vocabulary", "checkpoints", "adapters", "scoring", "searching", "__init__"},
     "searching": {"_lazy", "errors", "methods", "merging", "scoring", "training"},
     "termination": {"errors"},
     "cli": {

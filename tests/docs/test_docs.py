@@ -102,6 +102,10 @@ def test_figures_in_the_readme_are_those_of_the_results():
     "page",
     [
         "README.md",
+        "docs/tutorials/ten-domains.md",
+        "recipes/ep_domains/README.md",
+        "recipes/ep_domains/RESULTS.md",
+        "recipes/whisper/RESULTS.md",
         "recipes/ep_mini/RESULTS.md",
         "recipes/ep_mini/README.md",
         "docs/index.md",

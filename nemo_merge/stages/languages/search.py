@@ -129,13 +129,14 @@ def _choose(context: Context, kind: str, rates: Rates, pick: Callable[[Rates, st
 
 def _make(context: Context, kind: str, candidate: Candidate, output: Path) -> None:
     """Writes one merged model."""
-    import nemo_merge
+    from ... import extend as extend_checkpoint
+    from ... import merge as merge_checkpoints
 
     config = context.config
     base, new = model_path(context, "base"), model_path(context, config["new"])
     if kind == "extended":
         service = chosen(context, "merged")[candidate.method]
-        nemo_merge.extend(
+        extend_checkpoint(
             context.expdir / "merged" / f"{service['name']}.nemo",
             new,
             output,
@@ -151,7 +152,7 @@ def _make(context: Context, kind: str, candidate: Candidate, output: Path) -> No
     method = parameters.pop("method", candidate.method)
     for key in ("search", "extend"):
         parameters.pop(key, None)
-    nemo_merge.merge(
+    merge_checkpoints(
         base,
         [model_path(context, name) for name in (*config["old"], *([config["new"]] if kind == "again" else []))],
         method,
