@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from .errors import NemoMergeError as NemoMergeError
     from .hooks import register as register
     from .hooks import unregister as unregister
+    from .merging import ExtensionReport as ExtensionReport
     from .merging import MergeReport as MergeReport
+    from .merging import PackReport as PackReport
+    from .merging import extend as extend
+    from .merging import forget as forget
     from .merging import merge as merge
     from .merging import merge_state_dicts as merge_state_dicts
+    from .merging import pack as pack
     from .merging import plan_merge as plan_merge
     from .merging import sweep as sweep
     from .reporting.analysis import AnalysisReport as AnalysisReport
@@ -27,13 +32,18 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AnalysisReport": "reporting.analysis",
+    "ExtensionReport": "merging",
     "MergeReport": "merging",
     "NemoMergeError": "errors",
+    "PackReport": "merging",
     "analyze": "reporting.analysis",
+    "extend": "merging",
+    "forget": "merging",
     "merge": "merging",
     "merge_state_dicts": "merging",
     "methods": None,
     "open_checkpoint": "checkpoints",
+    "pack": "merging",
     "plan_merge": "merging",
     "register": "hooks",
     "sweep": "merging",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ PADDING_BIAS = -10000.0
 """Bias of an output that stands for no token and that no model has: never chosen, and finite in every type."""
 
 _SHOWN = 5  # tokens named in a message; the rest is counted
+_GONE = "\0gone"  # in place of a language: rows whose token is to be left out
 _EXTRA = "\0extra"  # in place of a language: rows that stand for no token
 
 
@@ -67,12 +68,19 @@ class Vocabulary:
         """The tokens' texts by language, in order."""
         found: dict[str, list[str]] = {}
         for token in self.tokens:
+            if token.language == _GONE:
+                continue
             found.setdefault(token.language, []).append(token.text)
         return found
 
     def lacks(self, other: Vocabulary) -> list[Token]:
         """Tokens of the other that are not in this one, in the other's order."""
-        return [token for token in other.tokens if token not in self.rows]
+        return [token for token in other.tokens if token not in self.rows and token.language != _GONE]
+
+    def without(self, tokens: Collection[Token]) -> Vocabulary:
+        """The same rows, but those of some tokens stand for nothing: no union has them, no row is aligned with them."""
+        kept = tuple(Token(_GONE, str(row)) if token in tokens else token for row, token in enumerate(self.tokens))
+        return replace(self, tokens=kept)
 
 
 def union(first: Vocabulary, others: Sequence[Vocabulary]) -> Vocabulary:

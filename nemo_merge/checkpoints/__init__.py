@@ -16,6 +16,7 @@ from .memory import StateDictCheckpoint
 from .nemo import NemoCheckpoint
 from .nemo_adapter import NemoAdapterCheckpoint
 from .nemo_folder import NemoFolderCheckpoint
+from .pack import PackCheckpoint
 from .safetensors_file import SafetensorsCheckpoint
 from .torch_file import TorchFileCheckpoint
 
@@ -34,6 +35,7 @@ __all__ = [
     "NemoAdapterCheckpoint",
     "NemoCheckpoint",
     "NemoFolderCheckpoint",
+    "PackCheckpoint",
     "SafetensorsCheckpoint",
     "StateDictCheckpoint",
     "TensorSpec",

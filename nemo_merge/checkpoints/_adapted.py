@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from ..low_rank import LowRank
 from ..posterior import Posterior
 from ._changes import Change
 from ._checkpoint import Checkpoint, TensorSpec, Writer
-
-if TYPE_CHECKING:
-    from .adapter import AdapterCheckpoint
 
 
 class AdaptedCheckpoint(Checkpoint):
@@ -29,13 +26,13 @@ class AdaptedCheckpoint(Checkpoint):
 
     Args:
         base: the model that the adapter was trained on.
-        adapter: the adapter.
+        adapter: the adapter, or the pack.
         changes: what it does to which tensors of the base.
     """
 
     format = "adapter"
 
-    def __init__(self, base: Checkpoint, adapter: AdapterCheckpoint, changes: Mapping[str, Change]) -> None:
+    def __init__(self, base: Checkpoint, adapter: Checkpoint, changes: Mapping[str, Change]) -> None:
         self.base, self.adapter, self.changes = base, adapter, changes
         self.path = adapter.path
         self.ties = base.ties

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import CheckpointError, OutputError
 from ..low_rank import LowRank
 from ..posterior import Posterior
-from ..vocabulary import Vocabulary
+from ..vocabulary import Token, Vocabulary
 from ._digests import sha256_of
 from ._work import WorkFolder, check_output
 
@@ -86,6 +86,9 @@ class Checkpoint(Mapping[str, Tensor], ABC):
     metadata: Metadata
     added: frozenset[str] = frozenset()
     """Tensors that the model has from its adapters alone: those of several experts have no common origin."""
+
+    holders: Mapping[Token, float] | None = None
+    """For a merged model: the weight of the experts in it that have each of the tokens which the base lacks."""
 
     @abstractmethod
     def __getitem__(self, name: str) -> Shaped[Tensor, "..."]:

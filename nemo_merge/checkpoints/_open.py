@@ -20,12 +20,14 @@ from .lightning import LightningCheckpoint, is_lightning
 from .nemo import NemoCheckpoint
 from .nemo_adapter import NemoAdapterCheckpoint, is_nemo_adapter
 from .nemo_folder import NemoFolderCheckpoint
+from .pack import PACK, PackCheckpoint
 from .safetensors_file import SafetensorsCheckpoint
 from .torch_file import TorchFileCheckpoint
 
 READABLE = (
     "a .nemo file or its unpacked folder, a Hugging Face folder, a safetensors file, a Lightning .ckpt, "
-    "a state dict saved by torch.save (.pt, .pth), a distributed checkpoint, an adapter of PEFT or NeMo"
+    "a state dict saved by torch.save (.pt, .pth), a distributed checkpoint, an adapter of PEFT or NeMo, "
+    "an expert pack"
 )
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote first before 1.6
 _MAX_SAFETENSORS_HEADER = 100_000_000
@@ -148,12 +150,17 @@ def _open_file(path: Path, ema: bool) -> Checkpoint:
     if head.startswith(b"\x1f\x8b") or _is_tar(path, head):
         opener = NemoCheckpoint
     elif _is_safetensors(head, size):
-        opener = SafetensorsCheckpoint
+        opener = _safetensors
     else:
         raise CheckpointError(f"{path}: {_what_else(head, size)}. What can be read: {READABLE}")
     if ema:
         raise _no_averages(path)
     return opener(path)
+
+
+def _safetensors(path: Path) -> Checkpoint:
+    file = SafetensorsCheckpoint(path)
+    return PackCheckpoint(path, file) if PACK in file.file_metadata else file
 
 
 def _is_tar(path: Path, head: bytes) -> bool:

@@ -26,6 +26,7 @@ class AlignedTable:
         base_rows: for every common row the base's row, or -1; empty without a base.
         experts: the experts.
         expert_rows: the same for every expert.
+        held: for every expert that is a merged model itself, the weight that stands behind each of the common rows.
         filler: value of rows that no input has.
     """
 
@@ -35,6 +36,7 @@ class AlignedTable:
     experts: Sequence[Checkpoint]
     expert_rows: Sequence[Int[Tensor, " rows"]]
     filler: float = 0.0
+    held: Sequence[Float[Tensor, " rows"] | None] = ()
     _means: dict[tuple[float, ...], Tensor] = field(default_factory=dict)
 
     @property
@@ -58,9 +60,14 @@ class AlignedTable:
         new = self.new
         shares = torch.tensor(weights, dtype=torch.float64)
         has = torch.stack([rows[new] >= 0 for rows in self.expert_rows]).to(torch.float64)
-        if bool((shares < 0).any()):
+        held = [None if known is None else known[new] for known in self.held or [None] * len(shares)]
+        if any(weight < 0 and known is None for weight, known in zip(weights, held, strict=True)):
             shares = torch.ones_like(shares)
-        portions = has * shares[:, None]
+        behind = [
+            share.expand(len(new)) if known is None else torch.where(known.isnan(), share, known)
+            for share, known in zip(shares, held, strict=True)
+        ]
+        portions = has * torch.stack(behind)
         portions = torch.where(portions.sum(0) > 0, portions, has)
         portions = portions / portions.sum(0).clamp(min=torch.finfo(torch.float64).tiny)
         inner = self.experts[0].specs[self.name].shape[1:]

@@ -153,6 +153,15 @@ class HuggingFaceCheckpoint(Checkpoint):
             raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def side_files(folder: Path) -> list[Path]:
+    """Files of a model's folder that are neither weights nor its card: configuration, tokenizer, features."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES) and path.name != CARD
+    ]
+
+
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -190,11 +199,7 @@ class HuggingFaceWriter(Writer):
         self.work.files[self._homes[name]].write(name, start, values)
 
     def commit(self, documents: Mapping[str, str] = MappingProxyType({})) -> None:
-        small: dict[str, bytes | Path] = {
-            path.name: path
-            for path in sorted(self._template.path.iterdir())
-            if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES) and path.name != CARD
-        }
+        small: dict[str, bytes | Path] = {path.name: path for path in side_files(self._template.path)}
         if (self._template.path / self._template.index).is_file():
             small[INDEX] = self._index()
         small[RECORD] = dump(self._record).encode()

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import gc
 import importlib
-import signal
 import sys
-from types import FrameType
 from typing import Any
 
 import click
 
 from ..errors import NemoMergeError
+from ..termination import terminable
 
 _VERBS = (
-    "analyze", "corpora", "decode", "download", "emr-apply", "export-nemo", "finetune", "inspect", "merge", "methods",
-    "multirun", "plan", "prepare", "report", "reproduce", "score", "sweep",
+    "analyze", "corpora", "decode", "download", "emr-apply", "export-nemo", "extend", "finetune", "forget", "inspect",
+    "merge", "methods", "multirun", "pack", "plan", "prepare", "report", "reproduce", "score", "sweep",
 )  # fmt: skip
 
 
@@ -44,27 +43,13 @@ def cli() -> None:
     """Merge specialised speech-recognition models into one, without retraining."""
 
 
-def _terminate(_: int, frame: FrameType | None) -> None:
-    """Unwinds, so that temporary files are removed and processes that were started end too.
-
-    Not within an import, where Python swallows exceptions in callbacks of its module locks: then a moment later.
-    """
-    while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            signal.signal(signal.SIGALRM, _terminate)
-            signal.setitimer(signal.ITIMER_REAL, 0.02)
-            return
-        frame = frame.f_back
-    sys.exit(143)
-
-
 def main() -> None:
     """Entry point of ``nemo-merge``: a problem the user can solve is one message on stderr and exit code 2."""
     # Importing torch makes very many objects that stay; looking for garbage among them takes a sixth of that time.
     gc.set_threshold(50_000, 20, 100)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        cli.main(standalone_mode=False)
+        with terminable():
+            cli.main(standalone_mode=False)
     except NemoMergeError as error:
         if not error.silent:
             click.echo(f"nemo-merge: error: {error}", err=True)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from ..errors import ConfigError
 
-_PARTS = ("data_types", "initialisation", "provenance_callback")
+_PARTS = ("data_types", "initialisation", "provenance_callback", "fused_models")
 """Modules with a function ``install`` that returns what undoes it."""
 _undo: list[Callable[[], None]] = []
 
@@ -19,9 +19,11 @@ def register() -> None:
     - ``input_cfg`` has the type ``nemo_merge_domain``, see :mod:`nemo_merge.hooks.data_types`;
     - ``model.maybe_init_from_pretrained_checkpoint(cfg)`` understands ``init_from_merge``, see
       :func:`nemo_merge.hooks.init_from_merge`;
-    - models that come from a merge say so after training, see :class:`nemo_merge.hooks.ProvenanceCallback`.
+    - models that come from a merge say so after training, see :class:`nemo_merge.hooks.ProvenanceCallback`;
 
-    NeMo's list of classes that configurations may name is left as it is: merged models are of NeMo's own classes.
+    - configurations may name ``nemo_merge.fusion.FusedUpstreamPreprocessor``, the only class that is added to NeMo's
+      list of those it allows: merged models are of NeMo's own classes.
+
     Registering twice changes nothing; :func:`unregister` takes everything back. It is never done by an import.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints import AdapterCheckpoint, Checkpoint, NemoCheckpoint
+from ..checkpoints import AdapterCheckpoint, Checkpoint, NemoCheckpoint, PackCheckpoint
 from ..checkpoints.nemo_adapter import (
     NemoAdapterCheckpoint,
     NemoWithAdapters,
@@ -17,6 +17,9 @@ from ..checkpoints.nemo_adapter import (
     adapter_of,
 )
 from ..errors import PlanError
+
+_BOUND = (AdapterCheckpoint, PackCheckpoint)
+"""What changes the base's own tensors; NeMo's adapters bring others."""
 
 
 def bind_adapters(base: Checkpoint | None, experts: Sequence[Checkpoint]) -> tuple[Checkpoint | None, list[Checkpoint]]:
@@ -30,19 +33,23 @@ def bind_adapters(base: Checkpoint | None, experts: Sequence[Checkpoint]) -> tup
             each other or the base.
         CheckpointError: an adapter does not fit the base.
     """
-    kinds = (AdapterCheckpoint, NemoAdapterCheckpoint)
+    kinds = (*_BOUND, NemoAdapterCheckpoint)
     if isinstance(base, kinds):
-        raise PlanError([f"{base.path}: is an adapter; pass the model that it was trained on as base="])
+        raise PlanError([f"{base.path}: is {_called(base)}; pass the model that it was trained on as base="])
     if base is None:
         adapters = [expert for expert in experts if isinstance(expert, kinds)]
         if adapters:
             raise PlanError(
-                [f"{item.path}: is an adapter, which changes a base; pass it with base=" for item in adapters]
+                [f"{item.path}: is {_called(item)}, which changes a base; pass it with base=" for item in adapters]
             )
         return None, list(experts)
     if any(_carries_modules(expert, base) for expert in experts):
         base, experts = _bind_modules(base, experts)
-    return base, [expert.bind(base) if isinstance(expert, AdapterCheckpoint) else expert for expert in experts]
+    return base, [expert.bind(base) if isinstance(expert, _BOUND) else expert for expert in experts]
+
+
+def _called(checkpoint: Checkpoint) -> str:
+    return "an expert pack" if isinstance(checkpoint, PackCheckpoint) else "an adapter"
 
 
 def _carries_modules(expert: Checkpoint, base: Checkpoint) -> bool:
@@ -72,7 +79,7 @@ def _bind_modules(base: Checkpoint, experts: Sequence[Checkpoint]) -> tuple[Chec
     def overlaid(expert: Checkpoint) -> Checkpoint:
         if isinstance(expert, NemoAdapterCheckpoint):
             return OverlaidCheckpoint(template, {name: expert[name] for name in expert.specs}, expert)
-        if isinstance(expert, AdapterCheckpoint):
+        if isinstance(expert, _BOUND):
             return expert
         missing = {name: mean for name, mean in means.items() if name not in expert.specs}
         return OverlaidCheckpoint(expert, missing) if missing else expert

@@ -19,8 +19,8 @@ _TEMPLATE = """\
 
 # {{ name }}
 
-One model, merged from {{ experts | length }} expert{{ "s" if experts | length > 1 }} by **{{ method.name }}** \
-with nemo_merge {{ version }}, without training.
+One model, merged from {{ inside.experts | length }} expert{{ "s" if inside.experts | length > 1 }} by \
+**{{ inside.method.name }}** with nemo_merge {{ version }}, without training.
 
 | | model | weight | SHA-256 |
 |---|---|---|---|
@@ -28,7 +28,22 @@ with nemo_merge {{ version }}, without training.
 {% endif %}{% for expert in experts %}| expert | {{ expert.path }} | {{ "%g" % weights[loop.index0] }} | \
 {{ short(expert) }} |
 {% endfor %}
-## How it was merged
+{% if composition %}## What is inside
+
+| expert | weight | model | pack |
+|---|---|---|---|
+{% for expert in inside.experts %}| {{ expert.name }} | {{ "%g" % expert.weight }} | {{ expert.path }} | \
+{% if "kept_as" in expert %}{{ expert.kept_as.path }} ({{ "%.1f" % (expert.kept_as.bytes / 1e6) }} MB, lacks \
+{{ "%.1f" % (100 * expert.kept_as.error) }} % of its change){% endif %} |
+{% endfor %}
+{% for line in inside.history %}{{ loop.index }}. {{ line }}
+{% endfor %}
+```bash
+nemo-merge extend {{ file }} EXPERT -o OUTPUT
+nemo-merge forget {{ file }} {{ inside.experts[0].name }} -o OUTPUT
+```
+
+{% endif %}## How it was merged
 
 {{ source }}
 
@@ -90,13 +105,15 @@ def model_card(output: Path, record: Mapping[str, Any], plan: MergePlan, warning
         name=output.stem if plan.template.path.is_file() else output.name,
         base=record["base"],
         experts=record["experts"],
+        composition="composition" in record,
+        inside=record.get("composition", record),
         method=record["method"],
         weights=record["method"]["weights"],
         version=record["nemo_merge"],
         source=f"{type(plan.method).__doc__ or ''}".strip().splitlines()[0],
         settings=dump(settings),
         tensors=record["tensors"],
-        warnings=warnings,
+        warnings=[*record.get("composition", {}).get("approximations", ()), *warnings],
         use=_USE_ADAPTER.format(name=output.name) if "as_adapter" in record else _use(plan.template, output.name),
         file=output.name,
         command=record["command"],

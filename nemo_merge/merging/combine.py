@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..methods import Block, Method, SpectralMethod, TaskVectors
-from ..methods.soup import normalised
 from ..tensors import Depth, depths_of
 from .blocks import ModelBlocks, TensorBlocks, compute_dtype, sources
 from .factored import by_cores, cores_of
@@ -187,12 +186,8 @@ def blocks_of(plan: MergePlan, row: Row, *, start: int = 0, whole: bool = False)
 
 
 def _average_statistics(plan: MergePlan, row: Row, weights: Float[Tensor, " experts"]) -> Callable[[Block], Tensor]:
-    """Averages running statistics with the experts' shares; negative weights cannot be shares, then all count alike."""
-    shares = (
-        normalised(weights)
-        if bool((weights >= 0).all()) and bool(weights.any())
-        else torch.full_like(weights, 1 / len(weights))
-    )
+    """Averages running statistics with the experts' shares."""
+    shares = row.method.shares(weights)
 
     def average(block: Block) -> Tensor:
         return torch.einsum("t...,t->...", block.experts, shares.to(block.experts))

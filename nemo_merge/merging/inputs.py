@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoints import Checkpoint, Metadata, TensorSpec, open_checkpoint
+from ..checkpoints.pack import PACK_SUFFIX
 from ..errors import CheckpointError, ConfigError, did_you_mean
 from ..vocabulary import Vocabulary
 from .adapters import bind_adapters
@@ -58,6 +59,14 @@ def open_source(source: Source, stack: ExitStack) -> Checkpoint:
     if not isinstance(options.get("path"), (str, os.PathLike)):
         raise ConfigError(f"input {source!r}: path is missing")
     return stack.enter_context(open_checkpoint(**options))
+
+
+def name_of(path: Path) -> str:
+    """What an expert is called when nothing else is said: its file, without the endings of formats."""
+    for ending in (PACK_SUFFIX, ".nemo", ".safetensors", ".ckpt", ".pt", ".pth"):
+        if path.name.endswith(ending) and path.name != ending:
+            return path.name.removesuffix(ending)
+    return path.name
 
 
 def fingerprints(inputs: Sequence[Checkpoint]) -> dict[Path, tuple[int, int, int]]:

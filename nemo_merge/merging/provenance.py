@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..checkpoints import Checkpoint
+from ..checkpoints import RECORD, Checkpoint
+from ..checkpoints._yaml import load
+from ..errors import CheckpointError
 from ..methods import Method
 from .plan import MergePlan, Treatment
 from .ranks import ALONE, Ranks
@@ -86,6 +88,23 @@ def record(plan: MergePlan, digests: Digests, as_adapter: bool | int | None = No
             **({"nemo": version("nemo_toolkit")} if plan.audio is not None else {}),
         },
     }
+
+
+def record_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The record that a merged checkpoint carries, or that stands beside it.
+
+    Raises:
+        CheckpointError: there is none, or it is not that of a merge.
+    """
+    record = checkpoint.metadata.provenance
+    sidecar = checkpoint.path.with_name(f"{checkpoint.path.name}.{RECORD}")
+    if record is None and sidecar.is_file():
+        record = load(sidecar.read_text(encoding="utf-8"), sidecar)
+    if record is None:
+        raise CheckpointError(f"{checkpoint.path}: carries no record of a merge, and there is no {sidecar.name}")
+    if not isinstance(record.get("method"), dict) or not isinstance(record.get("experts"), list):
+        raise CheckpointError(f"{checkpoint.path}: its record is not that of a merge that can be repeated")
+    return record
 
 
 def command(entries: Mapping[str, Any], method: Method) -> str:

@@ -6,23 +6,23 @@ import filecmp
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import methods
-from ..checkpoints import RECORD, Checkpoint, open_checkpoint
-from ..checkpoints._yaml import load
+from ..checkpoints import RECORD, open_checkpoint
 from ..errors import CheckpointError, PlanError
 from .api import Options, merge_variants
 from .inputs import Source
-from .provenance import source_of
+from .provenance import record_of, source_of
 from .recalibration import asked
+from .update import method_of, update_inputs
 
-_ENVIRONMENT = ("nemo_merge", "versions", "command")
+_ENVIRONMENT = ("nemo_merge", "versions", "command", "composition", "extension")
 """Parts of a record that may differ between two merges that give the same tensors."""
 
 
@@ -81,12 +81,10 @@ def reproduce(
     elif path.name == RECORD:
         path = path.parent
     with open_checkpoint(path) as checkpoint:
-        record = _record_of(checkpoint)
+        record = record_of(checkpoint)
     folders = [Path(), path.parent, *map(Path, inputs)]
-    base = _find(record["base"], folders) if record.get("base") else None
-    experts = [_find(expert, folders) for expert in record["experts"]]
-    settings = dict(record["method"])
-    method = methods.get(settings.pop("name"), **settings)
+    base = _found(record["base"], folders) if record.get("base") else None
+    experts: Sequence[Source] = [_found(expert, folders) for expert in record["experts"]]
     versions: list[str] = []
 
     def as_recorded(found: dict[str, Any]) -> dict[str, Any]:
@@ -97,20 +95,11 @@ def reproduce(
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         again = work / path.name
-        options = Options(
-            rules=record.get("rules", ()),
-            then=record.get("then", ()),
-            batch_norm=record["batch_norm"],
-            audio=asked(record),
-            dtype=record["dtype"],
-            vocabulary=record.get("vocabulary", {}).get("policy", "strict"),
-            device=record.get("device", "cpu"),
-            workers=workers,
-            as_adapter=record.get("as_adapter"),
-            hash_anew=True,
-            as_recorded=as_recorded,
-        )
-        merge_variants(base, experts, {again: method}, options)
+        options = recorded_options(record, workers=workers, hash_anew=True, as_recorded=as_recorded)
+        with ExitStack() as stack:
+            if "extension" in record:
+                base, experts = update_inputs(base, experts, record["extension"], options, work, stack)
+            merge_variants(base, experts, {again: method_of(record["method"])}, options)
         same = _same_files(again, path)
         different = [] if same else _different(again, path)
     finally:
@@ -118,29 +107,37 @@ def reproduce(
     return Reproduction(path, same, different, versions)
 
 
-def _record_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    record = checkpoint.metadata.provenance
-    sidecar = checkpoint.path.with_name(f"{checkpoint.path.name}.{RECORD}")
-    if record is None and sidecar.is_file():
-        record = load(sidecar.read_text(encoding="utf-8"), sidecar)
-    if record is None:
-        raise CheckpointError(f"{checkpoint.path}: carries no record of a merge, and there is no {sidecar.name}")
-    if not isinstance(record.get("method"), dict) or not isinstance(record.get("experts"), list):
-        raise CheckpointError(f"{checkpoint.path}: its record is not that of a merge that can be repeated")
-    return record
+def recorded_options(record: Mapping[str, Any], **others: Any) -> Options:
+    """The options of the merge of a record, apart from those that leave no trace in it."""
+    said: dict[str, Any] = {
+        "rules": record.get("rules", ()),
+        "then": record.get("then", ()),
+        "batch_norm": record["batch_norm"],
+        "audio": asked(record),
+        "dtype": record["dtype"],
+        "vocabulary": record.get("vocabulary", {}).get("policy", "strict"),
+        "device": record.get("device", "cpu"),
+        "as_adapter": record.get("as_adapter"),
+    }
+    return Options(**{**said, **others})
 
 
-def _find(entry: Mapping[str, Any], folders: Sequence[Path]) -> Source:
-    """The input of a record: where it was, or a file or folder of that name elsewhere."""
-    path = Path(entry["path"])
-    places = [folder / path for folder in folders] + [folder / path.name for folder in folders]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
+def _found(entry: Mapping[str, Any], folders: Sequence[Path]) -> Source:
+    """The input of a record, wherever it is now."""
+    place = next(places_of(entry, folders), None)
+    if place is None:
         raise CheckpointError(
-            f"{path}: not found, though the merge was made from it; say where it is with --inputs FOLDER "
+            f"{entry['path']}: not found, though the merge was made from it; say where it is with --inputs FOLDER "
             f"(sha256 {next(iter(entry['sha256'].values()), '?')[:16]}...)"
         )
-    return source_of(entry, str(found))
+    return source_of(entry, str(place))
+
+
+def places_of(entry: Mapping[str, Any], folders: Sequence[Path]) -> Iterator[Path]:
+    """What may be the input of a record: what is where it was, then files or folders of that name elsewhere."""
+    path = Path(entry["path"])
+    places = [folder / path for folder in folders] + [folder / path.name for folder in folders]
+    return (place for place in dict.fromkeys(places) if place.exists())
 
 
 def _compare(path: Path, record: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from ..vocabulary import (
     union,
     with_extra,
 )
+from .ranges import ranges
 
 VocabularyPolicy = Literal["strict", "base", "union"]
 
@@ -66,13 +67,23 @@ class Alignment:
 
     def record(self) -> dict[str, Any]:
         """For the record of the merge."""
+        rows = self._new_rows()
         return {
             "policy": self.policy,
             "tokens": self.tokens,
             "added": len(self.added),
             "dropped": len(self.dropped),
             "tensors": sorted(self.tables),
+            **({"new_rows": rows} if any(rows) else {}),
         }
+
+    def _new_rows(self) -> list[str]:
+        """The rows of new tokens that each expert has, as ranges: to take one out, they must be known."""
+        if not self.tables:
+            return []
+        table = next(iter(self.tables.values()))
+        new = table.new[table.new < self.tokens]
+        return [ranges(new[rows[new] >= 0].tolist()) for rows in table.expert_rows]
 
     def __str__(self) -> str:
         parts = [f"vocabulary={self.policy}: {self.tokens} tokens, rows aligned in {len(self.tables)} tensors"]
@@ -262,6 +273,16 @@ def _compare_tables(
                 )
 
 
+def _held(expert: Checkpoint, target: Sequence[Token]) -> Tensor | None:
+    """The weight behind each row of a merged model; None for an expert, behind which stands its own.
+
+    Not a number where it is not told, as for padding.
+    """
+    if expert.holders is None:
+        return None
+    return torch.tensor([expert.holders.get(token, torch.nan) for token in target], dtype=torch.float64)
+
+
 def _table_names(checkpoint: Checkpoint, vocabulary: Vocabulary) -> frozenset[str]:
     try:
         return frozenset(_tables(checkpoint, vocabulary))
@@ -293,7 +314,8 @@ def _wrap(
         ]
         filler = PADDING_BIAS if name.endswith(".bias") else 0.0
         own = rows if base is None else rows[1:]
-        table = AlignedTable(name, base, rows[0] if base is not None else torch.empty(0), experts, own, filler)
+        held = [_held(expert, target) for expert in experts]
+        table = AlignedTable(name, base, rows[0] if base is not None else torch.empty(0), experts, own, filler, held)
         tables[name] = table
         for index, mapped in enumerate(rows):
             maps[index][name] = (table, mapped)

@@ -74,6 +74,24 @@ class Method(ABC):
             raise ConfigError(f"{self.name}: {len(self.weights)} weights for {experts} experts; give one per expert")
         return torch.tensor(self.weights, dtype=torch.float64)
 
+    def shares(self, weights: Float[Tensor, " experts"]) -> Float[Tensor, " experts"]:
+        """The experts' shares in what is averaged: statistics, and rows of tokens that the base lacks.
+
+        Negative weights cannot be shares, then all experts count alike.
+        """
+        if bool((weights >= 0).all()) and bool(weights.any()):
+            return weights / weights.sum()
+        return torch.full_like(weights, 1 / len(weights))
+
+    def additive_factor(self, weights: Float[Tensor, " experts"]) -> float | None:
+        """The c of ``merged = base + c sum_t w_t f(expert_t - base)``, where f looks at one expert alone.
+
+        By it an expert can be added to a merged model, or taken out, without the others
+        (:func:`nemo_merge.merging.extend`). None where experts have a say in each other's change, or where f is drawn
+        at random by the expert's place. f is what the method makes of one expert of weight 1 with ``scale`` 1.
+        """
+        return None
+
     def early(self) -> Method:
         """The method with its ``late`` parameters at their defaults: the same for all that share the rest."""
         defaults: dict[str, Any] = {item.name: item.default for item in fields(self) if item.name in self.late}

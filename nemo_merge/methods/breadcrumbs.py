@@ -53,6 +53,9 @@ class Breadcrumbs(Method):
     def default_scale(self, experts: int) -> float:
         return 1.0 / experts
 
+    def additive_factor(self, weights: Float[Tensor, " experts"]) -> float:
+        return self.resolved_scale(len(weights))
+
     def statistics(self, blocks: Blocks, weights: Float[Tensor, " experts"]) -> tuple[Selection, Selection] | None:
         if self.granularity == "row":
             return None

@@ -52,6 +52,9 @@ class Lors(SpectralMethod):
     def rest(self, block: Block, weights: Float[Tensor, " experts"]) -> Float[Tensor, "*shape"]:
         return sum_of_task_vectors(block, weights)
 
+    def additive_factor(self, weights: Float[Tensor, " experts"]) -> float:
+        return self.resolved_scale(len(weights))
+
     @property
     def rotation_equivariant(self) -> bool:
         return self.density == 0  # what is sparse is so in one basis only

@@ -33,6 +33,9 @@ class Soup(Method):
     def requires_base(self, experts: int) -> bool:
         return self.resolved_scale(experts) != 1.0
 
+    def additive_factor(self, weights: Float[Tensor, " experts"]) -> float:
+        return self.resolved_scale(len(weights)) / float(weights.sum())
+
     @property
     def rotation_equivariant(self) -> bool:
         return True

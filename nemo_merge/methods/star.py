@@ -31,6 +31,9 @@ class Star(SpectralMethod):
 
     energy: float = parameter(0.4, "Share of the nuclear norm that is kept.", low=0, high=1, low_open=True)
 
+    def additive_factor(self, weights: Float[Tensor, " experts"]) -> float:
+        return self.resolved_scale(len(weights)) / len(weights)
+
     @property
     def rotation_equivariant(self) -> bool:
         return True

@@ -29,6 +29,9 @@ class TaskArithmetic(Method):
     def default_scale(self, experts: int) -> float:
         return 1.0 / experts
 
+    def additive_factor(self, weights: Float[Tensor, " experts"]) -> float:
+        return self.resolved_scale(len(weights))
+
     @property
     def rotation_equivariant(self) -> bool:
         return True

@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 from .. import __version__
@@ -14,6 +15,7 @@ _PACKAGES = (
     "torch",
     "nemo_toolkit",
     "lightning",
+    "transformers",
     "lhotse",
     "rapidfuzz",
     "jiwer",
@@ -36,6 +38,8 @@ def environment() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     rows["processor"] = _processor()
+    if cards := _gpus():
+        rows["GPU"] = cards
     return rows
 
 
@@ -48,6 +52,16 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "no git checkout"
     return found.stdout.strip()
+
+
+def _gpus() -> str:
+    """Models of the GPUs of this machine, with their number; empty without any."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return ", ".join(f"{count} x {name}" for name, count in Counter(found.stdout.split("\n")).items() if name.strip())
 
 
 def _processor() -> str:

@@ -17,6 +17,11 @@ def percent(value: float, digits: int = 0) -> str:
     return "" if math.isnan(value) else f"{100 * value:.{digits}f} %"
 
 
+def rate(value: Sequence[float]) -> str:
+    """A rate and the ends of its interval in per cent: ``12.0 [11.0, 13.0]``."""
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * item for item in value))
+
+
 def p_value(value: float) -> str:
     """A p value, with the smallest ones as a bound."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -64,6 +64,7 @@ def write_results(
     baseline: str,
     merge_seconds: Mapping[str, float],
     stage_seconds: Mapping[str, float],
+    models: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Writes ``RESULTS.md`` and ``wer.png`` and returns their paths.
 
@@ -79,6 +80,7 @@ def write_results(
         baseline: merge that the others are compared with.
         merge_seconds: CPU seconds of every merge.
         stage_seconds: wall-clock seconds of every stage.
+        models: SHA-256 of the file of every model, by name.
     """
     picture = folder / "wer.png"
     draw_error_rates(picture, scores, domains, list(merges), notice)
@@ -101,6 +103,7 @@ def write_results(
         f"![Word error rate by domain and method]({picture.name})",
         "## Every model on every set",
         _full_table(scores),
+        *(["## Models", _files_table(models)] if models else []),
         "## Environment",
         table(["", ""], [[key, value] for key, value in environment().items()]),
         "Seconds by stage: " + ", ".join(f"{name} {value:.0f}" for name, value in stage_seconds.items()) + ".",
@@ -108,6 +111,10 @@ def write_results(
     results = folder / "RESULTS.md"
     results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return [results, picture]
+
+
+def _files_table(models: Mapping[str, str]) -> str:
+    return table(["model", "SHA-256"], [[name, f"`{digest}`"] for name, digest in models.items()])
 
 
 def draw_error_rates(
@@ -157,23 +164,57 @@ def draw_error_rates(
 
 
 def _draw_means(path: Path, scores: Scores, domains: Mapping[str, str], merges: Sequence[str], notice: str) -> None:
+    home = sum(scores.interval(name, name).value for name in domains) / len(domains)
+    draw_bars(
+        path,
+        {name: scores.means[name] for name in merges},
+        {
+            "base": (scores.means["base"].value, "#9aa0a6", "-"),
+            "expert of each domain": (home, "#c5221f", "--"),
+        },
+        f"mean word error rate over {', '.join(domains.values())}, %",
+        notice,
+    )
+
+
+def draw_bars(
+    path: Path,
+    values: Mapping[str, Interval],
+    lines: Mapping[str, tuple[float, str, str]],
+    label: str,
+    notice: str,
+    groups: Mapping[str, tuple[str, str]] | None = None,
+) -> None:
+    """A bar per system with its interval, the best at the bottom, and lines to compare with.
+
+    Args:
+        path: picture to write.
+        values: error rates, fractions.
+        lines: value, colour and style of every line, by its label.
+        label: of the axis.
+        notice: above the bars.
+        groups: name and colour of the group that a system belongs to; one colour for all by default.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    order = sorted(merges, key=lambda model: -scores.means[model].value)
+    order = sorted(values, key=lambda name: -values[name].value)
     figure, axes = pyplot.subplots(figsize=(9.5, 0.6 + 0.27 * len(order)), layout="constrained")
-    values = [scores.means[model] for model in order]
-    widths = [100 * value.value for value in values]
+    widths = [100 * values[name].value for name in order]
     spread = [
-        [100 * (value.value - value.low) for value in values],
-        [100 * (value.high - value.value) for value in values],
+        [100 * (values[name].value - values[name].low) for name in order],
+        [100 * (values[name].high - values[name].value) for name in order],
     ]
-    bars = axes.barh(order, widths, 0.75, xerr=spread, color="#2a788e", error_kw={"lw": 0.8, "ecolor": "#444"})
+    colours = [groups[name][1] if groups else "#2a788e" for name in order]
+    bars = axes.barh(order, widths, 0.75, xerr=spread, color=colours, error_kw={"lw": 0.8, "ecolor": "#444"})
     axes.bar_label(bars, [f"{width:.1f}" for width in widths], fontsize=7, padding=2)
-    base = 100 * scores.means["base"].value
-    home = 100 * sum(scores.interval(name, name).value for name in domains) / len(domains)
-    axes.axvline(base, color="#9aa0a6", lw=1.4, label="base")
-    axes.axvline(home, color="#c5221f", linestyle="--", lw=1.4, label="expert of each domain")
-    axes.set_xlabel(f"mean word error rate over {', '.join(domains.values())}, %")
+    for name, (value, colour, style) in lines.items():
+        axes.axvline(100 * value, color=colour, linestyle=style, lw=1.4, label=name)
+    for group, colour in dict(groups[name] for name in order).items() if groups else ():
+        axes.barh([order[0]], [0], color=colour, label=group)
+    axes.set_xlabel(label)
     axes.set_title(notice, fontsize=8, color="#555")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", labelsize=8)
@@ -202,14 +243,14 @@ def _main_table(
     rows = []
     for model in ("base", *domains, *merges):
         label = f"expert: {domains[model]}" if model in domains else _merge_label(model, merges.get(model, {}))
-        cells = [_shown(scores.interval(model, name)) for name in domains]
+        cells = [shown(scores.interval(model, name)) for name in domains]
         difference = scores.against.get(model)
         rows.append(
             [
                 label,
                 *cells,
-                f"**{_shown(scores.means[model])}**",
-                _signed(difference) if difference else "",
+                f"**{shown(scores.means[model])}**",
+                signed(difference) if difference else "",
                 p_value(scores.significance[model]) if difference else "",
                 *(f"{100 * scores.mean(model, list(titles)):.1f}" for titles in others.values()),
                 f"{merge_seconds[model]:.1f}" if model in merge_seconds else "",
@@ -250,9 +291,11 @@ def _merge_label(name: str, parameters: Mapping[str, Any]) -> str:
     return f"{name} ({shown})" if shown else name
 
 
-def _shown(value: Interval) -> str:
+def shown(value: Interval) -> str:
+    """An error rate in per cent with its interval."""
     return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
-def _signed(value: Interval) -> str:
+def signed(value: Interval) -> str:
+    """A difference of error rates in points with its interval."""
     return f"{100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..scoring import Interval
 from .environment import environment
-from .markdown import percent, table
+from .markdown import percent, rate, table
+from .switching import switching_section
 
 Row = Mapping[str, Any]
 
@@ -55,26 +56,28 @@ def write_results(
         _main_table(scores, rows, labels, target, reference),
         "<!-- --8<-- [end:results] -->",
         (
-            f"Word error rates on test sets in per cent, {spoken}. *Old domains*: "
-            f"{', '.join(source.values())}; *macro* counts the sets alike, *micro* their words. *Forgetting*: points "
-            f"above the base. *Backward gain*: share of the old-domain error rate of {reference} that is avoided; "
-            f"*drop*: new-domain error rate above that of {reference}, as a share; *forgetting avoided*: as a share "
-            f"of that of {reference} (all macro). *Scaled*: base + c (fine-tuned - base), as Speech-FT does (arXiv "
-            "2502.12672). In brackets: 95 % bootstrap intervals over utterances, the same ones "
-            "for all systems; they do not contain the differences between seeds, which the next table shows. Where a "
-            "method has a parameter, the row is the setting that forgets least on the development sets among those "
-            f"whose new-domain error rate there is at most {100 * tolerance:.0f} % (relative) above {reference}'s; "
-            "without such a setting, the one that learns the new domain best."
+            f"Error rates on test sets in per cent, {spoken}: of words, Han characters and kana counted one by one "
+            "(the mixed error rate; without the latter the word error rate). *Old domains*: "
+            f"{', '.join(source.values())}, all counted alike. *Forgetting*: points above the base. *Backward gain*: "
+            f"share of the old-domain error rate of {reference} that is avoided; *forgetting avoided*: as a share of "
+            f"that of {reference}. *Drop*: new-domain error rate above that of {reference}, as a share; *gain kept*: "
+            f"improvement over the base, as a share of that of {reference}. *Scaled*: base + c (fine-tuned - base), "
+            "as Speech-FT does (arXiv 2502.12672). In brackets: 95 % bootstrap intervals over utterances, the same "
+            "ones for all systems; they do not contain the differences between seeds, which a table below shows. "
+            "Where a method has a parameter, the row is the setting that forgets least on the development sets among "
+            f"those whose new-domain error rate there is at most {100 * tolerance:.0f} % (relative) above "
+            f"{reference}'s; without such a setting, the one that learns the new domain best."
         ),
         f"![New-domain error rate against old-domain error rate]({picture.name})",
+        *switching_section(scores, [("base", scores["base"]), *((_label(row, labels), row) for row in rows)], target),
         "## Lost at the same gain",
         "<!-- --8<-- [start:levels] -->",
         _level_table(scores, labels),
         "<!-- --8<-- [end:levels] -->",
         (
             "Old-domain error rate (macro) where the new-domain error rate is that of the column: on a straight line "
-            "between the two nearest settings of the method, where LoRA and full fine-tuning as they are count as "
-            "settings of what starts from them. Mean over the seeds, and least and largest."
+            "between the two nearest settings of the method, where the fine-tuning that a method holds back or scales "
+            "counts as one of its settings. Mean over the seeds, and least and largest."
         ),
         "## Every setting",
         _full_table(scores, labels),
@@ -151,20 +154,21 @@ def _main_table(
     header = [
         "method",
         f"new domain: {target}",
-        "old domains, macro",
-        "micro",
+        "old domains",
         "forgetting",
         f"backward gain over {reference}, %",
-        f"new-domain drop against {reference}, %",
         "forgetting avoided, %",
+        f"new-domain drop against {reference}, %",
+        "gain kept, %",
     ]
     base = scores["base"]
-    cells = [["base", *(_rate(base[key]) for key in ("target", "source", "source_micro")), "", "", "", ""]]
+    cells = [["base", *(rate(base[key]) for key in ("target", "source")), "", "", "", "", ""]]
     for row in rows:
-        rates = [_rate(row[key]) for key in ("target", "source", "source_micro")]
-        measures = [_signed(row[key]) for key in ("forgetting", "backward_gain", "new_domain_drop", "recovered")]
+        rates = [rate(row[key]) for key in ("target", "source")]
+        keys = ("forgetting", "backward_gain", "recovered", "new_domain_drop", "gain_kept")
+        measures = [_signed(row[key]) for key in keys]
         if row["name"] == scores["reference"]:
-            measures[1:] = ["", "", ""]
+            measures[1:] = [""] * (len(keys) - 1)
         cells.append([_label(row, labels), *rates, *measures])
     return table(header, cells)
 
@@ -174,7 +178,8 @@ def _level_table(scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]
         return "" if value is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * item for item in value))
 
     header = ["method", *(f"old domains, new at {percent(level)}" for level in scores["levels"])]
-    return table(header, [[labels[name][0], *map(shown, values)] for name, values in scores["at_level"].items()])
+    rows = [[labels[name][0], *map(shown, values)] for name, values in scores["at_level"].items() if any(values)]
+    return table(header, rows)
 
 
 def _full_table(scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]]) -> str:
@@ -205,10 +210,12 @@ def _set_table(scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]],
     def rates(row: Row) -> list[str]:
         counts = [row["sets"][name] for name in sets]
         wrong = [c["substitutions"] + c["deletions"] + c["insertions"] for c in counts]
-        return [f"{100 * n / c['reference_length']:.1f}" for n, c in zip(wrong, counts, strict=True)]
+        pooled = f"{100 * row['source_micro'][0]:.1f}"
+        return [*(f"{100 * n / c['reference_length']:.1f}" for n, c in zip(wrong, counts, strict=True)), pooled]
 
     rows = [[_label(row, labels), *rates(row)] for row in scores["settings"]]
-    return table(["setting", *sets.values()], [["base", *rates(scores["base"])], *rows])
+    header = ["setting", *sets.values(), "old domains, words alike"]
+    return table(header, [["base", *rates(scores["base"])], *rows])
 
 
 def _target_name(scores: Mapping[str, Any], source: Mapping[str, str]) -> str:
@@ -218,11 +225,6 @@ def _target_name(scores: Mapping[str, Any], source: Mapping[str, str]) -> str:
 def _label(row: Row, labels: Mapping[str, tuple[str, str]]) -> str:
     label, symbol = labels[row["method"]]
     return label if row["value"] is None else f"{label}, {symbol}={row['value']:g}"
-
-
-def _rate(value: Sequence[float]) -> str:
-    rate = Interval(*value)
-    return f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
 def _signed(value: Sequence[float]) -> str:

@@ -13,9 +13,16 @@ import click
 
 from ..corpora.mini import SPLITS
 from ..errors import ConfigError, NemoMergeError, did_you_mean
+from ..termination import terminable
+from ..training.jobs import started_together
 from .engine import NAMES, Context, Stage, describe, run
+from .placement import read_placements
 from .recipes import RECIPES
 from .sets import SpeechSets
+
+_DEFAULTS = {"cmd": "local", "pack": {}}
+"""Settings that every recipe has, whether its configuration mentions them or not."""
+_CHOICE = ("--stage", "--stop-stage", "--stages", "--skip-stages")
 
 
 class _Command(click.Command):
@@ -43,8 +50,11 @@ class _Command(click.Command):
 @click.option("--skip-stages", default="", help="Names or numbers of stages to leave out.")
 @click.option("--datadir", type=click.Path(path_type=Path), help="Corpora and manifests.  [data beside the recipe]")
 @click.option("--expdir", type=click.Path(path_type=Path), help="Models and results.  [exp beside the recipe]")
-@click.option("--nj", type=click.IntRange(1), help="Processes side by side.  [number of cores]")
-@click.option("--force", is_flag=True, help="Run the stages even if they are done.")
+@click.option("--nj", type=click.IntRange(1), help="Processes side by side.  [number of cores; elsewhere 16]")
+@click.option("--ngpu", type=click.IntRange(0), help="GPUs to use, 0 for none.  [those that are visible]")
+@click.option("--cmd", help="Where jobs run: local, slurm, a YAML file, or a command.  [cmd of the configuration]")
+@click.option("--resume/--no-resume", default=True, help="Go on from checkpoints of training.  [--resume]")
+@click.option("--force", is_flag=True, help="Run the stages even if they are done; later ones are then out of date.")
 @click.option("--dry-run", is_flag=True, help="Say what would be run, and why.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def command(
@@ -56,6 +66,9 @@ def command(
     datadir: Path | None,
     expdir: Path | None,
     nj: int | None,
+    ngpu: int | None,
+    cmd: str | None,
+    resume: bool,
     force: bool,
     dry_run: bool,
     overrides: tuple[str, ...],
@@ -64,13 +77,23 @@ def command(
 
     KEY=VALUE changes a setting of the configuration, for example train.experts.steps=50.
     """
+    if started_together():
+        raise ConfigError("a recipe is started once, not by torchrun or srun; it starts processes itself, see --cmd")
     settings = _settings(config, overrides)
     SpeechSets.read(settings)  # refuses entries of no known form before anything is done
-    chosen = _choose(_stages(settings), stage, stop_stage, stages, skip_stages)
+    recipe = _stages(settings)
+    chosen = _choose(recipe, stage, stop_stage, stages, skip_stages)
     home = config.resolve().parent.parent
-    folders = (datadir or home / "data").resolve(), (expdir or home / "exp").resolve()
-    context = Context(settings, *folders, jobs=nj or len(os.sched_getaffinity(0)), force=force)
-    run(chosen, context, dry_run=dry_run, resume_command=_resume_command())
+    where = (cmd, Path.cwd()) if cmd is not None else (settings["cmd"], config.parent)
+    context = Context(
+        settings,
+        (datadir or home / "data").resolve(),
+        (expdir or home / "exp").resolve(),
+        jobs=nj or len(os.sched_getaffinity(0)),
+        force=force,
+        placements=read_placements(where[0], NAMES, where[1], gpus=ngpu, jobs=nj, resume=resume),
+    )
+    run(chosen, context, recipe=recipe, dry_run=dry_run, resume_command=_resume_command())
 
 
 def _stages(settings: Mapping[str, Any]) -> Sequence[Stage]:
@@ -90,6 +113,9 @@ def _choose(recipe: Sequence[Stage], first: int, last: int, wanted: str | None, 
     leave_out = _named(skipped, known)
     in_range = {stage.name for stage in recipe if first <= stage.number <= last}
     chosen = (in_range if wanted is None else _named(wanted, known)) - leave_out
+    if not chosen:
+        there = ", ".join(f"{stage.number} ({stage.name})" for stage in recipe)
+        raise ConfigError(f"none of the stages that were asked for is in this recipe, which has {there}")
     return [stage for stage in recipe if stage.name in chosen]
 
 
@@ -109,17 +135,16 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        settings: Any = OmegaConf.load(config)
-        if like := settings.pop("like", None):  # another configuration, of which this one changes some settings
-            settings = _like(OmegaConf.load(config.parent / like), settings)
+        settings: Any = OmegaConf.merge(_DEFAULTS, _load(config))
         changes: Any = OmegaConf.from_dotlist(list(overrides))
         for key in changes:
             if key not in settings:
                 raise ConfigError(f"{config} has no setting {key!r}{did_you_mean(str(key), map(str, settings))}")
-        # The model is a file of its own, whose interpolations refer to its own keys.
-        model = OmegaConf.merge(OmegaConf.load(config.parent / settings.pop("model")), changes.pop("model", {}))
+        model: Any = None  # where the base is given, there is none to be made
+        if file := settings.pop("model", None):
+            model = _model(config.parent / file, changes.pop("model", {}))
         settings = OmegaConf.to_container(OmegaConf.merge(settings, changes), resolve=True)
-        plain = {**settings, "model": OmegaConf.to_container(model, resolve=True)}
+        plain = {**settings, "model": model}
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename}: no such file") from error
     except OmegaConfBaseException as error:
@@ -127,17 +152,40 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     return {**plain, "command": shlex.join(_typed())}
 
 
-def _like(other: Any, settings: Any) -> Any:
-    """Another configuration with the settings of this one in their place; sets of speech are replaced as a whole."""
+def _load(config: Path) -> Any:
+    """A configuration; what it is ``like`` is another one, of which it changes some settings."""
     from omegaconf import OmegaConf
 
-    sets = settings.get("corpus") or {}
-    for name, entry in sets.items():
+    settings: Any = OmegaConf.load(config)
+    like = settings.pop("like", None)
+    return _like(_load(config.parent / like), settings) if like else settings
+
+
+def _model(file: Path, changes: Any) -> Any:
+    """The configuration of a model, a file of its own, whose interpolations refer to its own keys."""
+    from omegaconf import OmegaConf
+
+    model: Any = OmegaConf.load(file)
+    if like := model.pop("like", None):
+        model = OmegaConf.merge(OmegaConf.load(file.parent / like), model)
+    return OmegaConf.to_container(OmegaConf.merge(model, changes), resolve=True)
+
+
+def _like(other: Any, settings: Any) -> Any:
+    """Another configuration with the settings of this one in their place; sets of speech are replaced as a whole.
+
+    Sets and merges that are null here are taken out.
+    """
+    from omegaconf import OmegaConf
+
+    for name, entry in (settings.get("corpus") or {}).items():
         if entry is None or not set(entry) <= set(SPLITS):  # not only other numbers of the same synthesised set
             other.get("corpus", {}).pop(name, None)
     merged: Any = OmegaConf.merge(other, settings)
-    for name in [name for name, entry in sets.items() if entry is None]:
-        merged.corpus.pop(name)
+    for place in ("corpus", "merge.methods"):
+        entries = OmegaConf.select(settings, place) or {}
+        for name in [name for name, entry in entries.items() if entry is None]:
+            OmegaConf.select(merged, place).pop(name)
     return merged
 
 
@@ -151,24 +199,28 @@ def _resume_command() -> str:
     """The command without its choice of stages."""
     words, kept = iter(_typed()), []
     for word in words:
-        if word.replace("_", "-") in ("--stage", "--stop-stage", "--stages", "--skip-stages"):
+        option, with_value, _ = word.partition("=")
+        option = option.replace("_", "-")
+        if option in _CHOICE and not with_value:
             next(words, None)
-        elif not word.replace("_", "-").startswith(
-            ("--stage=", "--stop-stage=", "--stages=", "--skip-stages=", "--force")
-        ):
+        elif option not in (*_CHOICE, "--force"):
             kept.append(word)
     return shlex.join(kept)
 
 
 def main() -> None:
-    """Entry point: usage errors exit with 2, a failed stage with 1."""
+    """Entry point: usage errors exit with 2, a failed stage with 1, an interrupted one with 128 and the signal."""
     try:
-        command.main(standalone_mode=False)
+        with terminable():
+            command.main(standalone_mode=False)
     except NemoMergeError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
+        if isinstance(error, click.NoSuchOption):
+            names = [name for option in command.params for name in option.opts if name.startswith("--")]
+            click.echo(f"There are {', '.join(sorted(names))}.", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; run the same command again to go on", err=True)

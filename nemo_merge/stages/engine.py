@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import hashlib
 import json
-import os
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..errors import ConfigError, NemoMergeError
+from .capture import captured
+from .markers import changes, described, digest, identity, read_marker, tools, write_marker
+from .placement import PLACEMENT, Placement
+
+__all__ = ["NAMES", "Context", "Stage", "StageError", "describe", "digest", "identity", "run", "seconds_of"]
 
 NAMES = ("download", "prepare", "cuts", "train", "merge", "extend", "decode", "score", "report", "pack")
 """Names of the stages; a stage's number is its place here. Neither ever changes its meaning."""
 
 _LOG_TAIL = 25
-_HASH_LIMIT = 256 << 20
+_SHOWN = 5  # things that changed
 
 
 class StageError(NemoMergeError):
@@ -42,6 +41,7 @@ class Stage:
         options: top-level keys of the configuration that change its result.
         after: stages whose results it reads.
         outputs: files that it leaves; if one is gone, it runs again, and if one changed, the stages after it do.
+        reads: files from elsewhere that it takes, such as models that the user has; if one changed, it runs again.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Stage:
     options: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     outputs: Callable[[Context], Sequence[Path]] = lambda context: ()
+    reads: Callable[[Context], Sequence[Path]] = lambda context: ()
 
     @property
     def number(self) -> int:
@@ -72,6 +73,7 @@ class Context:
         expdir: models, hypotheses, results.
         jobs: processes to run side by side.
         force: do everything again.
+        placements: where the jobs of a stage run, by its name; here by default.
     """
 
     config: Mapping[str, Any]
@@ -79,46 +81,54 @@ class Context:
     expdir: Path
     jobs: int = 1
     force: bool = False
+    placements: Mapping[str, Placement] = field(default_factory=dict)
     _console: Callable[[str], None] = field(default=print, repr=False)
 
     def say(self, message: str) -> None:
         """Shows a line to the user and writes it to the stage's log."""
-        line = f"{time.strftime('%H:%M:%S')}   {message}"
-        self._console(line)
-        print(line, flush=True)
+        print(_console_line(self, f"  {message}"), flush=True)
 
     def result(self, stage: str) -> str:
         """Fingerprint of the result of a stage."""
-        marker = _read(_marker(self, stage))
+        marker = read_marker(_marker(self, stage))
         return digest([marker.get("options"), marker.get("outputs")])
 
     def is_fresh(self, part: str, outputs: Sequence[Path], **depends_on: Any) -> bool:
         """Whether a part of a stage was finished before with the same options and inputs."""
-        known = _read(self._part(part)).get("fingerprint") == digest(depends_on)
+        known = read_marker(self._part(part)).get("fingerprint") == digest(depends_on)
         return known and not self.force and all(path.exists() for path in outputs)
 
     def mark_fresh(self, part: str, **depends_on: Any) -> None:
         """Notes that a part of a stage is finished."""
-        _write(self._part(part), {"fingerprint": digest(depends_on)})
+        write_marker(self._part(part), {"fingerprint": digest(depends_on)})
 
     def _part(self, part: str) -> Path:
         return self.expdir / ".done" / "parts" / f"{part}.json"
 
 
-def run(stages: Sequence[Stage], context: Context, *, dry_run: bool = False, resume_command: str = "") -> None:
+def run(
+    stages: Sequence[Stage],
+    context: Context,
+    *,
+    recipe: Sequence[Stage] = (),
+    dry_run: bool = False,
+    resume_command: str = "",
+) -> None:
     """Runs the given stages, which must be in order.
 
     Args:
         stages: what to run; every stage named in ``after`` must be among them or finished.
         context: configuration and folders.
+        recipe: all stages that there are; those given by default.
         dry_run: only say what would be done.
         resume_command: command to show after a failure, without the stage.
 
     Raises:
-        ConfigError: a stage needs another one that has not run.
+        ConfigError: a stage needs another one that has not run, or a file that is not there.
         StageError: a stage failed.
     """
-    _preflight(stages, context)
+    recipe = recipe or stages
+    _preflight(stages, recipe, context)
     again: set[str] = set()
     for stage in stages:
         reason = "forced" if context.force else _reason(stage, context)
@@ -131,6 +141,8 @@ def run(stages: Sequence[Stage], context: Context, *, dry_run: bool = False, res
             _console_line(context, f"WOULD RUN {stage.label}: {stage.summary} ({reason})")
         else:
             _run_one(stage, context, reason, resume_command)
+            if context.force:
+                _mark_stale(stage, recipe, context)
 
 
 def describe(stages: Sequence[Stage]) -> str:
@@ -140,74 +152,108 @@ def describe(stages: Sequence[Stage]) -> str:
 
 def seconds_of(context: Context) -> dict[str, float]:
     """Wall-clock seconds that each finished stage took."""
-    found = {name: _read(_marker(context, name)) for name in NAMES}
+    found = {name: read_marker(_marker(context, name)) for name in NAMES}
     return {name: marker["seconds"] for name, marker in found.items() if "seconds" in marker}
 
 
-def digest(value: Any) -> str:
-    """Fingerprint of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def _run_one(stage: Stage, context: Context, reason: str, resume_command: str) -> None:
-    marker = {"version": __version__, "options": _options(stage, context), "inputs": _inputs(stage, context)}
+    marker = {"tools": tools(), "options": _options(stage, context), "inputs": _inputs(stage, context)}
     _marker(context, stage.name).unlink(missing_ok=True)
     log = context.expdir / "logs" / f"{stage.number:02d}_{stage.name}.log"
-    _console_line(context, f"START {stage.label}: {stage.summary} ({reason})")
+    first = _console_line(context, f"START {stage.label}: {stage.summary} ({reason})")
     started = time.monotonic()
     try:
-        with _captured(log, context):
+        with captured(log, context), _placed(stage, context):
+            print(first, flush=True)
             stage.run(context)
+            outputs = described(stage.outputs(context))
+            seconds = round(time.monotonic() - started, 1)
+            last = f"DONE  {stage.label} in {seconds} s"
+            print(_timed(last))
     except NemoMergeError as error:
         raise StageError(f"{stage.label} failed: {error}\n  log: {log}{_resume(stage, resume_command)}") from error
     except Exception as error:
         tail = "".join(f"  | {line}" for line in log.read_text(errors="replace").splitlines(keepends=True)[-_LOG_TAIL:])
         raise StageError(f"{stage.label} failed; the end of {log}:\n{tail}{_resume(stage, resume_command)}") from error
-    seconds = round(time.monotonic() - started, 1)
-    outputs = {str(path): identity(path) for path in stage.outputs(context)}
-    _write(_marker(context, stage.name), {**marker, "outputs": outputs, "seconds": seconds})
-    _console_line(context, f"DONE  {stage.label} in {seconds} s")
+    write_marker(_marker(context, stage.name), {**marker, "outputs": outputs, "seconds": seconds})
+    _console_line(context, last)
+
+
+@contextmanager
+def _placed(stage: Stage, context: Context) -> Iterator[None]:
+    """Jobs of the stage run where its placement says."""
+    token = PLACEMENT.set(context.placements.get(stage.name, Placement()))
+    try:
+        yield
+    finally:
+        PLACEMENT.reset(token)
 
 
 def _resume(stage: Stage, command: str) -> str:
     return f"\n  to go on after mending it: {command} --stage {stage.number}" if command else ""
 
 
-def _preflight(stages: Sequence[Stage], context: Context) -> None:
+def _preflight(stages: Sequence[Stage], recipe: Sequence[Stage], context: Context) -> None:
+    """Looks for everything that the stages read and that none of them makes."""
+    known = {stage.name: stage for stage in recipe}
     planned: set[str] = set()
     for stage in stages:
+        for path in stage.reads(context):
+            if not path.exists():
+                raise ConfigError(f"{stage.label} reads {path}, which does not exist")
         for needed in stage.after:
-            if needed not in planned and not _marker(context, needed).is_file():
-                number = NAMES.index(needed)
-                raise ConfigError(
-                    f"{stage.label} needs the result of stage {number} ({needed}), "
-                    f"which has not run in {context.expdir}; start with --stage {number}"
-                )
+            if needed not in planned:
+                _check_done(stage, needed, known.get(needed), context)
         planned.add(stage.name)
+
+
+def _check_done(stage: Stage, needed: str, maker: Stage | None, context: Context) -> None:
+    """Whether a stage that is not to run has left what another one needs."""
+    number = NAMES.index(needed)
+    marker = read_marker(_marker(context, needed))
+    if not marker:
+        raise ConfigError(
+            f"{stage.label} needs the result of stage {number} ({needed}), "
+            f"which has not run in {context.expdir}; start with --stage {number}"
+        )
+    expected = [*map(Path, marker.get("outputs", ())), *(maker.outputs(context) if maker else ())]
+    if gone := [path for path in expected if not path.exists()]:
+        raise ConfigError(
+            f"{stage.label} needs {gone[0]}, which stage {number} ({needed}) makes and which is not there; "
+            f"start with --stage {number}"
+        )
+    if maker and (reason := _reason(maker, context)):
+        _console_line(context, f"NOTE  {stage.label} uses {maker.label} as it was done before ({reason})")
 
 
 def _reason(stage: Stage, context: Context) -> str | None:
     """Why a stage has to run, or None if it need not."""
-    marker = _read(_marker(context, stage.name))
+    marker = read_marker(_marker(context, stage.name))
     if not marker:
         return "not done yet"
-    if marker.get("version") != __version__:
-        return f"made by version {marker.get('version')}"
-    if changed := sorted(_changes(marker.get("options"), _options(stage, context))):
-        return f"changed: {', '.join(changed[:5])}"
-    if marker.get("inputs") != _inputs(stage, context):
-        return f"another result of {', '.join(stage.after)}"
+    if stale := marker.get("stale"):
+        return str(stale)
+    for name, (kind, now) in {
+        "tools": ("another version of", tools()),
+        "options": ("changed:", _options(stage, context)),
+        "inputs": ("another", _inputs(stage, context)),
+    }.items():
+        if changed := sorted(changes(marker.get(name, {}), now)):
+            if name == "inputs":
+                changed = [f"result of {item}" if item in NAMES else item for item in changed]
+            return f"{kind} {', '.join(changed[:_SHOWN])}"
     gone = [path for path in stage.outputs(context) if not path.exists()]
     return f"{gone[0].name} is gone" if gone else None
 
 
-def _changes(before: Any, now: Any, place: str = "") -> Iterator[str]:
-    """Dotted names of the options that differ."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in {*before, *now}:
-            yield from _changes(before.get(key), now.get(key), f"{place}.{key}" if place else str(key))
-    elif before != now:
-        yield place
+def _mark_stale(stage: Stage, recipe: Sequence[Stage], context: Context) -> None:
+    """Notes that what was made from the earlier result of a stage is out of date."""
+    stale = {stage.name}
+    for later in recipe:
+        if stale & set(later.after):
+            stale.add(later.name)
+            if marker := read_marker(_marker(context, later.name)):
+                write_marker(_marker(context, later.name), {**marker, "stale": f"{stage.label} was forced"})
 
 
 def _options(stage: Stage, context: Context) -> dict[str, Any]:
@@ -216,75 +262,21 @@ def _options(stage: Stage, context: Context) -> dict[str, Any]:
 
 
 def _inputs(stage: Stage, context: Context) -> dict[str, str]:
-    return {name: context.result(name) for name in stage.after}
-
-
-def identity(path: str | Path) -> str:
-    """What tells whether a file changed: its content, or its size and time if it is large.
-
-    A gzipped file is looked at inside, because gzip writes the time of day into its header.
-    """
-    status = Path(path).stat()
-    if status.st_size > _HASH_LIMIT:
-        return f"{status.st_size} bytes at {status.st_mtime_ns}"
-    opener = gzip.open if str(path).endswith(".gz") else open
-    content = hashlib.sha256()
-    with opener(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            content.update(chunk)
-    return content.hexdigest()[:16]
+    """Results of other stages by their names, and files from elsewhere by their paths."""
+    files = {str(path): identity(path) if path.is_file() else "" for path in stage.reads(context)}
+    return {**{name: context.result(name) for name in stage.after}, **files}
 
 
 def _marker(context: Context, name: str) -> Path:
     return context.expdir / ".done" / f"{NAMES.index(name):02d}_{name}.json"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _console_line(context: Context, message: str) -> str:
+    """Shows a line to the user, with the time, and returns it."""
+    line = _timed(message)
+    context._console(line)
+    return line
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _console_line(context: Context, message: str) -> None:
-    context._console(f"{time.strftime('%H:%M:%S')} {message}")
-
-
-@contextlib.contextmanager
-def _captured(log: Path, context: Context) -> Iterator[None]:
-    """Sends all output of this process and its children to a log file; ``context.say`` still reaches the user."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    console_before = context._console
-    terminal = os.fdopen(os.dup(saved[0]), "w", buffering=1)
-    context._console = lambda line: print(line, file=terminal, flush=True)
-    with open(log, "w", buffering=1, encoding="utf-8") as file:
-        # Both levels: what libraries and child processes write, and what Python prints where sys.stdout was replaced.
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        try:
-            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-                try:
-                    yield
-                except BaseException:
-                    traceback.print_exc()
-                    raise
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os.dup2(saved[0], 1)
-            os.dup2(saved[1], 2)
-            for fd in saved:
-                os.close(fd)
-            terminal.close()
-            context._console = console_before
+def _timed(message: str) -> str:
+    return f"{time.strftime('%H:%M:%S')} {message}"

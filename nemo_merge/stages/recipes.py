@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from . import adaptation, data, models, results, retention, translation, translation_results
+from . import adaptation, data, models, pack, results, retention, translation, translation_results
+from .domains import report, scores, search, training
 from .engine import Stage
+from .languages import scores as languages_scores
+from .languages import search as languages_search
+from .languages import training as languages_training
 
 _DATA = (
     Stage(
@@ -33,10 +37,11 @@ MERGE = (
     *_DATA,
     Stage(
         "train",
-        "train the base and one expert per domain",
+        "train the base and one expert per domain, or take given ones",
         models.train,
         options=("seed", "model", "train", "domains"),
         after=("cuts",),
+        reads=models.given_files,
         outputs=models.model_files,
     ),
     Stage(
@@ -71,6 +76,14 @@ MERGE = (
         after=("merge", "score"),
         outputs=results.report_files,
     ),
+    Stage(
+        "pack",
+        "models, records, figures and checksums in one folder, for a hub",
+        pack.pack,
+        options=("pack", "title"),
+        after=("merge", "score", "report"),
+        outputs=pack.packed_files,
+    ),
 )
 
 ADAPT = (
@@ -81,12 +94,13 @@ ADAPT = (
         adaptation.train,
         options=("seed", "seeds", "model", "train", "target", "source", "fine_tune"),
         after=("cuts",),
+        reads=models.given_files,
         outputs=adaptation.tuned_files,
     ),
     Stage(
         "merge",
-        "fold adapters into the base, scale changes back",
-        adaptation.scale,
+        "merge what was learnt with the base and with each other",
+        adaptation.merge,
         options=("merge", "seeds"),
         after=("train",),
         outputs=adaptation.adapted_files,
@@ -114,6 +128,51 @@ ADAPT = (
         options=("title",),
         after=("score",),
         outputs=retention.report_files,
+    ),
+)
+
+DOMAINS = (
+    *_DATA,
+    Stage(
+        "train",
+        "train the base, an expert per domain and seed, and all domains jointly",
+        training.train,
+        options=("seed", "seeds", "model", "train", "domains"),
+        after=("cuts",),
+        reads=training.given_files,
+        outputs=training.model_files,
+    ),
+    Stage(
+        "merge",
+        "choose settings on development sets, merge by every method",
+        search.merge,
+        options=("merge", "search", "seeds", "domains", "evaluate"),
+        after=("cuts", "train"),
+        outputs=search.merged_files,
+    ),
+    Stage(
+        "decode",
+        "transcribe the test sets with every model",
+        scores.decode,
+        options=("decode", "evaluate"),
+        after=("cuts", "train", "merge"),
+        outputs=scores.hypothesis_files,
+    ),
+    Stage(
+        "score",
+        "error rates, their means, and tests against joint fine-tuning",
+        scores.score,
+        options=("score", "evaluate"),
+        after=("decode",),
+        outputs=report.score_files,
+    ),
+    Stage(
+        "report",
+        "write RESULTS.md and two pictures",
+        report.write_report,
+        options=("title",),
+        after=("merge", "score"),
+        outputs=report.report_files,
     ),
 )
 
@@ -168,5 +227,65 @@ TRANSLATION = (
     ),
 )
 
-RECIPES = {"merge": MERGE, "adapt": ADAPT, "translation": TRANSLATION}
+LANGUAGE = (
+    *_DATA[:2],
+    Stage(
+        "cuts",
+        "make and check cuts, read training transcripts aloud",
+        languages_training.cuts,
+        options=("seed", "read_aloud"),
+        after=("prepare",),
+        outputs=languages_training.cut_files,
+    ),
+    Stage(
+        "train",
+        "train the base and one expert per language",
+        languages_training.train,
+        options=("seed", "model", "train", "old", "new"),
+        after=("cuts",),
+        outputs=languages_training.model_files,
+    ),
+    Stage(
+        "merge",
+        "merge the known languages' experts by every method",
+        languages_search.merge,
+        options=("merge", "old"),
+        after=("train",),
+        outputs=languages_search.merged_files,
+    ),
+    Stage(
+        "extend",
+        "add the new language by merging its expert",
+        languages_search.extend,
+        options=("extend", "new"),
+        after=("train", "merge"),
+        outputs=languages_search.extended_files,
+    ),
+    Stage(
+        "decode",
+        "transcribe the test sets with every model",
+        languages_search.decode,
+        options=("decode", "untouched"),
+        after=("cuts", "train", "merge", "extend"),
+        outputs=languages_search.hypothesis_files,
+    ),
+    Stage(
+        "score",
+        "what the new language gained and the old ones lost",
+        languages_scores.score,
+        options=("old", "new", "untouched"),
+        after=("merge", "extend", "decode"),
+        outputs=languages_scores.score_files,
+    ),
+    Stage(
+        "report",
+        "write RESULTS.md and two pictures",
+        languages_scores.write_report,
+        options=("title",),
+        after=("score",),
+        outputs=languages_scores.report_files,
+    ),
+)
+
+RECIPES = {"merge": MERGE, "adapt": ADAPT, "domains": DOMAINS, "language": LANGUAGE, "translation": TRANSLATION}
 """Stages by the configuration's ``recipe``, which is ``merge`` where it says nothing."""

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..reporting.experiment import ReportOptions, write_page
+from ..errors import ConfigError, did_you_mean
 from ..reporting.results import Scores, write_results
 from ..scoring import bootstrap_interval, holm, mapsswe
 from ..scoring.error_rates import sum_counts, word_errors
 from ..training.decode import DecodingJob, Hypothesis, read_hypotheses
 from .data import cuts_path, notice, speech_sets
 from .engine import Context, identity, seconds_of
+from .markers import file_sha256
 from .models import merged_path, model_path
 from .workers import run_jobs
+
+if TYPE_CHECKING:
+    from ..reporting.experiment import ReportOptions
+
+_NOT_CHANGING = ("batch_size", "batch_seconds", "device", "threads", "strict")  # transcripts do not depend on them
 
 
 def decode(context: Context) -> None:
@@ -26,9 +33,24 @@ def decode(context: Context) -> None:
     transcribe_all(context, _models(context), sets)
 
 
-def transcribe_all(context: Context, models: Mapping[str, Path], sets: Mapping[str, Path]) -> None:
-    """Transcribes every set, a cut manifest, with every model, unless that was done before."""
-    transcribe_each(context, {name: (path, sets) for name, path in models.items()})
+def transcribe_all(
+    context: Context,
+    models: Mapping[str, Path],
+    sets: Mapping[str, Path],
+    only: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Transcribes every set, a cut manifest, with every model, unless that was done before.
+
+    Args:
+        context: see :func:`transcribe_each`.
+        models: checkpoints by name.
+        sets: cut manifests by name.
+        only: names of the sets for the models that do not transcribe all.
+    """
+    wanted = {name: (only or {}).get(name, sets) for name in models}
+    transcribe_each(
+        context, {name: (path, {item: sets[item] for item in wanted[name]}) for name, path in models.items()}
+    )
 
 
 def transcribe_each(
@@ -37,25 +59,45 @@ def transcribe_each(
     """Transcribes sets, cut manifests, with every model, unless that was done before.
 
     Args:
-        context: of the recipe.
+        context: its ``decode`` has settings of a ``DecodingJob``.
         wanted: a model and the sets for it, by the model's name.
-        output: folder of experiments for the transcripts.
+        output: folder of experiments for the transcripts, ``<output>/<model>/<set>.jsonl``.
     """
-    depends_on = {}
-    jobs = {}
+    known = functools.cache(identity)
+    settings = decode_settings(context.config)
+    changing = {key: value for key, value in settings.items() if key not in _NOT_CHANGING}
+    jobs, marks = {}, {}
     for name, (path, sets) in wanted.items():
         folder, job = context.expdir / output / name, f"{output}-{name}"
         files = [folder / f"{item}.jsonl" for item in sets]
-        depends_on[job] = {"model": identity(path), "sets": {item: identity(cuts) for item, cuts in sets.items()}}
-        if context.is_fresh(job, files, **depends_on[job]):
+        mark = {
+            "model": known(path),
+            "sets": {item: known(cuts) for item, cuts in sets.items()},
+            "settings": changing,
+        }
+        if context.is_fresh(job, files, **mark):
             context.say(f"{name}: decoded before")
         else:
             if context.force:
                 shutil.rmtree(folder, ignore_errors=True)
-            size = context.config["decode"]["batch_size"]
-            jobs[job] = DecodingJob({name: path}, sets, folder.parent, size, overwrite=True)
+            jobs[job] = DecodingJob({name: path}, sets, folder.parent, overwrite=True, **settings)
+            marks[job] = mark
     for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say, together=True):
-        context.mark_fresh(job, **depends_on[job])
+        context.mark_fresh(job, **marks[job])
+
+
+def decode_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How models transcribe: what ``decode`` says beside its sets.
+
+    Raises:
+        ConfigError: a setting does not exist.
+    """
+    settings = {key: value for key, value in config["decode"].items() if key != "sets"}
+    known = {item.name for item in fields(DecodingJob)} - {"models", "sets", "output", "overwrite", "progress"}
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"decode: there is no setting {key!r}{did_you_mean(str(key), known)}")
+    return settings
 
 
 def score(context: Context) -> None:
@@ -100,6 +142,8 @@ def _significance(merges: dict[str, list[Hypothesis]], baseline: list[Hypothesis
 
 def write_report(context: Context) -> None:
     """Stage 8: ``RESULTS.md``, a picture, and a page that holds everything."""
+    from ..reporting.experiment import write_page
+
     found = speech_sets(context)
     scores = Scores.read(context.expdir / "scores.json")
     merge_seconds = json.loads((context.expdir / "merged" / "cpu_seconds.json").read_text(encoding="utf-8"))
@@ -115,8 +159,18 @@ def write_report(context: Context) -> None:
         baseline=context.config["score"]["baseline"],
         merge_seconds=merge_seconds,
         stage_seconds=seconds_of(context),
+        models={name: file_sha256(path) for name, path in _models(context).items() if path.is_file()},
     )
     page = context.expdir / "report.html"
+    write_page(context.expdir, page, report_options(context), overwrite=True)
+    for path in [*made, page]:
+        context.say(f"wrote {path}")
+
+
+def report_options(context: Context, *, speech: bool = True) -> ReportOptions:
+    """What goes into the page; without examples and audio if it is for others."""
+    from ..reporting.experiment import ReportOptions
+
     options = ReportOptions(
         title=context.config["title"],
         notice=notice(context),
@@ -126,9 +180,7 @@ def write_report(context: Context) -> None:
         baseline=context.config["score"]["baseline"],
         command=context.config["command"],
     )
-    write_page(context.expdir, page, options, overwrite=True)
-    for path in [*made, page]:
-        context.say(f"wrote {path}")
+    return options if speech else replace(options, worst=0, audio_limit=0)
 
 
 def _other_sets(context: Context) -> dict[str, dict[str, str]]:

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ..reporting.retention import write_results
-from ..scoring.error_rates import ErrorCounts, sum_counts, word_errors
+from ..scoring.error_rates import ErrorCounts, sum_counts, utterance_errors
 from ..scoring.retention import bootstrap_measure, mean_rate, relative_change
+from ..scoring.text import normaliser
+from ..scoring.tokens import mixed_tokens
 from ..training.decode import read_hypotheses
-from .adaptation import Setting, adapted_path, evaluated, settings, tuned_path
-from .data import notice, speech_sets
+from .adaptation import adapted_path, adapts, evaluated, tuned_path
+from .compared import Setting, settings
+from .data import cuts_path, notice, speech_sets
 from .engine import Context
 from .models import model_path
+from .sets import OwnSet
+from .switching import Switching, read_switching
 
 Utterances = Mapping[str, Sequence[ErrorCounts]]
 
 
 @dataclass(frozen=True)
 class _Heard:
-    """Errors of a model, or of several seeds together, on one split: utterances by source set, and on the target."""
+    """Errors of a model, or of several together, on one split, utterance by utterance.
+
+    Attributes:
+        source: by source set.
+        target: by target set, which is one.
+        words: those at some words of the target, by kind.
+    """
 
     source: Utterances
     target: Utterances
+    words: Utterances = field(default_factory=dict)
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -38,29 +51,36 @@ def score(context: Context) -> None:
     """Stage 7: error rates of every setting, and its gain and drop against the reference, with intervals."""
     config = context.config
     compared = settings(config)
-    base = {split: _heard(context, ["base"], split) for split in ("dev", "test")}
-    names = {setting.name: [setting.model(seed) for seed in config["seeds"]] for setting in compared}
-    dev = {name: _heard(context, seeds, "dev").rates for name, seeds in names.items()}
-    test = {name: _heard(context, seeds, "test") for name, seeds in names.items()}
-    reference = config["score"]["reference"]
+    reference, seeds = config["score"]["reference"], config["seeds"]
+    words = switching(context)
+    heard = {"dev": _reader(context, "dev"), "test": _reader(context, "test", words)}
+    runs = {
+        setting.name: {split: [read(name) for name in setting.runs(seeds)] for split, read in heard.items()}
+        for setting in compared
+    }
+    dev = {name: _together(found["dev"]).rates for name, found in runs.items()}
     best = chosen(compared, dev, reference, config["score"]["tolerance"])
+    base = heard["test"]("base")
     table: dict[str, Any] = {
-        "base": {"dev": base["dev"].rates, **_alone(base["test"], base["test"])},
+        "base": {"dev": heard["dev"]("base").rates, **_alone(base, base)},
         "reference": reference,
+        "switching": words.summary(),
         "settings": [],
     }
+    lora, before = (_together(found) for found in (runs[reference]["test"], [base] * len(seeds)))
     for setting in compared:
-        heard = test[setting.name]
+        found = runs[setting.name]["test"]
+        mine = _together(found * (len(seeds) // len(found)))  # one merge of all seeds counts as often as they do
         row = {
             "name": setting.name,
             "method": setting.method,
             "value": setting.value,
-            "origin": origin(setting, reference),
+            "origin": setting.origin(reference),
             "chosen": setting.name in best,
             "dev": dev[setting.name],
-            **_alone(heard, _repeated(base["test"], len(config["seeds"]))),
-            **_against(heard, test[reference], _repeated(base["test"], len(config["seeds"]))),
-            "seeds": [_heard(context, [model], "test").rates for model in names[setting.name]],
+            **_alone(mine, before),
+            **_against(mine, lora, before),
+            "seeds": [run.rates for run in found],
             "change": _change(context, setting),
         }
         table["settings"].append(row)
@@ -110,7 +130,7 @@ def at_levels(
     found: dict[str, list[list[float] | None]] = {}
     for method in {setting.method: None for setting in compared if setting.value is not None}:
         own = [setting for setting in compared if setting.method == method]
-        names = [*filter(None, [origin(own[0], options["reference"])]), *(setting.name for setting in own)]
+        names = [*filter(None, [own[0].origin(options["reference"])]), *(setting.name for setting in own)]
         found[method] = []
         for level in options["levels"]:
             values = [_at(level, [rates[name][seed] for name in names]) for seed in range(len(rates[own[0].name]))]
@@ -118,13 +138,6 @@ def at_levels(
             spread = [sum(reached) / len(values), min(reached), max(reached)] if len(reached) == len(values) else None
             found[method].append(spread)
     return found
-
-
-def origin(setting: Setting, reference: str) -> str | None:
-    """The setting that a method's curve starts from: what is scaled, or the reference that is held back."""
-    if setting.value is None:
-        return None
-    return setting.of.name if setting.of else setting.start or reference
 
 
 def _at(level: float, points: Sequence[tuple[float, float]]) -> float | None:
@@ -167,29 +180,55 @@ def _labels(section: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return {name: (given["label"], given.get("symbol", "")) for name, given in section["methods"].items()}
 
 
-def _heard(context: Context, names: Sequence[str], split: str) -> _Heard:
-    """Errors of models on the same utterances, added utterance by utterance."""
+def _reader(context: Context, split: str, words: Switching | None = None) -> Callable[[str], _Heard]:
+    """A function that counts the errors of a model on a split, once; with ``words`` also those at some of them.
 
-    def read(name: str, domain: str) -> list[ErrorCounts]:
-        path = context.expdir / "decode" / name / f"{evaluated(domain, split)}.jsonl"
-        heard = read_hypotheses(path)
-        return word_errors([item.text or "" for item in heard], [item.pred_text for item in heard])
+    Han characters and kana are counted one by one, words of other scripts whole, so that where there are none of the
+    former it is the word error rate.
+    """
+    source, target = context.config["source"], context.config["target"]
+    rewrite = {name: _rewrite(context, name) for name in (*source, target)}
 
-    def together(domain: str) -> list[ErrorCounts]:
-        runs = [read(name, domain) for name in names]
-        return [sum_counts(utterance) for utterance in zip(*runs, strict=True)]
+    @cache
+    def read(model: str) -> _Heard:
+        errors, at_words = {}, {}
+        for name in (*source, target):
+            heard = read_hypotheses(context.expdir / "decode" / model / f"{evaluated(name, split)}.jsonl")
+            texts = {item.id: rewrite[name](item.pred_text) for item in heard}
+            errors[name] = utterance_errors([item.text or "" for item in heard], [*texts.values()], mixed_tokens)
+            if name == target and words:
+                at_words = words.errors(texts)
+        return _Heard({name: errors[name] for name in source}, {target: errors[target]}, at_words)
 
-    target = context.config["target"]
-    return _Heard({domain: together(domain) for domain in context.config["source"]}, {target: together(target)})
+    return read
 
 
-def _repeated(heard: _Heard, times: int) -> _Heard:
-    """One model's errors as if it had been run that often, to be compared with the sum over as many seeds."""
+def _rewrite(context: Context, name: str) -> Callable[[str], str]:
+    """What the transcripts of a set are put through in stage 2, so that what was heard is written alike."""
+    item = speech_sets(context)[name]
+    return normaliser(item.text, item.language) if isinstance(item, OwnSet) and item.text else str
 
-    def repeat(sets: Utterances) -> Utterances:
-        return {name: [sum_counts([item] * times) for item in counts] for name, counts in sets.items()}
 
-    return _Heard(repeat(heard.source), repeat(heard.target))
+def switching(context: Context) -> Switching:
+    """The words of the target's test set and their languages."""
+    from lhotse import CutSet
+
+    name = context.config["target"]
+    item, path = speech_sets(context)[name], cuts_path(context, name, "test")
+    used = {said.id for cut in CutSet.from_file(path) for said in cut.supervisions}
+    original = item.source(context, "test") if isinstance(item, OwnSet) else path
+    spoken = (said for cut in CutSet.from_file(original) for said in cut.supervisions if said.id in used)
+    return read_switching(spoken, _rewrite(context, name))
+
+
+def _together(runs: Sequence[_Heard]) -> _Heard:
+    """Errors of several models on the same utterances, added utterance by utterance."""
+
+    def add(found: Sequence[Utterances]) -> Utterances:
+        columns = {name: zip(*(run[name] for run in found), strict=True) for name in found[0]}
+        return {name: [sum_counts(utterance) for utterance in column] for name, column in columns.items()}
+
+    return _Heard(add([r.source for r in runs]), add([r.target for r in runs]), add([r.words for r in runs]))
 
 
 def _alone(heard: _Heard, base: _Heard) -> dict[str, Any]:
@@ -198,6 +237,7 @@ def _alone(heard: _Heard, base: _Heard) -> dict[str, Any]:
         "source_micro": bootstrap_measure(lambda rate: rate, heard.source, average="micro"),
         "target": bootstrap_measure(lambda rate: rate, heard.target),
         "forgetting": bootstrap_measure(lambda after, before: after - before, heard.source, base.source),
+        "words": {kind: bootstrap_measure(lambda rate: rate, {kind: found}) for kind, found in heard.words.items()},
         "sets": {name: asdict(sum_counts(counts)) for name, counts in {**heard.source, **heard.target}.items()},
     }
 
@@ -210,25 +250,29 @@ def _against(heard: _Heard, reference: _Heard, base: _Heard) -> dict[str, Any]:
         lost = other - before
         return -relative_change(model - before, np.where(lost > 0, lost, np.nan))
 
+    def kept(model: Any, other: Any, before: Any) -> Any:
+        gained = before - other
+        return (before - model) / np.where(gained > 0, gained, np.nan)
+
     return {
         "backward_gain": bootstrap_measure(gain, heard.source, reference.source),
         "backward_gain_micro": bootstrap_measure(gain, heard.source, reference.source, average="micro"),
         "recovered": bootstrap_measure(recovered, heard.source, reference.source, base.source),
+        "gain_kept": bootstrap_measure(kept, heard.target, reference.target, base.target),
         "new_domain_drop": bootstrap_measure(relative_change, heard.target, reference.target),
     }
 
 
 def _change(context: Context, setting: Setting) -> dict[str, float]:
-    """How far the weights moved, mean over the seeds."""
+    """How far the weights moved, mean over the models."""
     from ..reporting.weights import change_of, small_factors
 
     base = model_path(context, "base")
     found = []
-    for seed in context.config["seeds"]:
-        name = setting.model(seed)
+    for name, seeds in setting.runs(context.config["seeds"]).items():
         change = change_of(adapted_path(context, name), base)
-        if setting.of is None and (tuned := tuned_path(context, setting, name)).suffix != ".nemo":
-            change["small_factors"] = small_factors(tuned)
+        if adapts(setting):
+            change["small_factors"] = small_factors(tuned_path(context, setting, seeds[0]))
         found.append(change)
     return {key: sum(item[key] for item in found) / len(found) for key in found[0]}
 

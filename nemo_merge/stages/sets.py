@@ -168,7 +168,7 @@ class CorpusSet(OwnSet):
             if self.folder is None or not self.folder.exists():
                 where = "says no folder" if self.folder is None else f"{self.folder} does not exist"
                 raise ConfigError(
-                    f"corpus.{self.name}: {where}; {known.title} is {ACCESS[known.access]} ({known.source}): "
+                    f"corpus.{self.name}: {where}; {known.title}: {ACCESS[known.access]} ({known.source}); "
                     f"set corpus.{self.name}.folder=PATH"
                 )
             return f"{known.title} in {self.folder}"

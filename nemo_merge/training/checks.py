@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoints import check_output, open_checkpoint
 from ..errors import CheckpointError, ConfigError, NemoMergeError, OutputError, did_you_mean
 from .fine_tune import PARTS
+from .new_labels import label_problems
 from .regulariser_settings import EWCSettings, L2Settings, read_regulariser
 from .sources import Source, check_mix, read_source
 
@@ -36,7 +37,11 @@ def check_job(job: FineTuningJob, shown: str = "fine-tuning") -> None:
     Raises:
         ConfigError: with every problem found.
     """
-    problems = list(_problems(job))
+    refuse(list(_problems(job)), shown)
+
+
+def refuse(problems: Sequence[str], shown: str) -> None:
+    """Raises a ``ConfigError`` with every problem, if there is one."""
     if len(problems) == 1:
         raise ConfigError(f"{shown}: {problems[0]}")
     if problems:
@@ -44,35 +49,42 @@ def check_job(job: FineTuningJob, shown: str = "fine-tuning") -> None:
 
 
 def _problems(job: FineTuningJob) -> Iterator[str]:
-    yield from _numbers(job)
-    yield from _caught(lambda: _check_base(job))
-    yield from _caught(lambda: _check_output(job))
+    yield from numbers(job, (*_POSITIVE, "scale"), _WHOLE, ("gradient_clip",))
+    if isinstance(job.scale, (int, float)) and job.scale > 1:
+        yield f"scale={job.scale!r} is not above 0 and at most 1"
+    yield from caught(lambda: _check_base(job))
+    yield from caught(lambda: _check_output(job))
     yield from _data(job)
-    yield from _part(job)
-    yield from _schedule(job)
-    yield from _selection(job)
+    yield from part(job)
+    if job.labels:
+        yield from label_problems(job)
+    if job.regulariser is not None:
+        yield from _regulariser(job)
+    yield from schedule(job)
+    yield from _loader(job)
+    yield from selection(job)
     yield from _place(job)
 
 
-def _caught(check: Callable[[], Any]) -> Iterator[str]:
+def caught(check: Callable[[], Any]) -> Iterator[str]:
+    """The message of what a check raises."""
     try:
         check()
     except NemoMergeError as error:
         yield str(error)
 
 
-def _numbers(job: FineTuningJob) -> Iterator[str]:
-    for name in {*_POSITIVE, *_WHOLE, "gradient_clip", "scale"}:
+def numbers(job: Any, positive: Sequence[str], whole: Sequence[str], others: Sequence[str]) -> Iterator[str]:
+    """What is wrong with the numbers of a job: fields that must be above 0, whole, or numbers from 0 on."""
+    for name in {*positive, *whole, *others}:
         value = getattr(job, name)
         if value is None:
             continue
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or (name in _WHOLE and not isinstance(value, int)):
-            yield f"{name}={value!r} is not a {'whole ' if name in _WHOLE else ''}number"
-        elif value < 0 or (value == 0 and name in _POSITIVE):
-            yield f"{name}={value!r} is not {'above' if name in _POSITIVE else 'from'} 0"
-        elif name == "scale" and not 0 < value <= 1:
-            yield f"scale={value!r} is not above 0 and at most 1"
+        if not number or (name in whole and not isinstance(value, int)):
+            yield f"{name}={value!r} is not a {'whole ' if name in whole else ''}number"
+        elif value < 0 or (value == 0 and name in positive):
+            yield f"{name}={value!r} is not {'above' if name in positive else 'from'} 0"
 
 
 def _check_base(job: FineTuningJob) -> None:
@@ -97,22 +109,23 @@ def _data(job: FineTuningJob) -> Iterator[str]:
         return
     sources: list[Source] = []
     for index, value in enumerate(job.train):
-        yield from _caught(partial(_append, sources, value, f"train[{index}]"))
-    yield from _caught(lambda: check_mix(sources, "train"))
+        yield from caught(partial(_append, sources, value, f"train[{index}]"))
+    yield from caught(lambda: check_mix(sources, "train"))
     if job.epochs is not None and (len(sources) > 1 or any(source.endless for source in sources)):
         yield "epochs: several sources, and shards, are mixed without end, so there are no epochs; give steps"
     if not isinstance(job.validation, Mapping):
         yield "validation: is not a mapping from names to sources; write validation: {dev: PATH}"
         return
     for name, value in job.validation.items():
-        yield from _caught(partial(read_source, value, f"validation.{name}"))
+        yield from caught(partial(read_source, value, f"validation.{name}"))
 
 
 def _append(sources: list[Source], value: Any, place: str) -> None:
     sources.append(read_source(value, place))
 
 
-def _part(job: FineTuningJob) -> Iterator[str]:
+def part(job: Any) -> Iterator[str]:
+    """What is wrong with what a job trains, and with its adapter."""
     if isinstance(job.trainable, str) and job.trainable not in PARTS:
         known = did_you_mean(job.trainable, PARTS)
         yield f"trainable={job.trainable!r} is no part of a model{known}; patterns are given as a list"
@@ -125,11 +138,9 @@ def _part(job: FineTuningJob) -> Iterator[str]:
             if key not in _LORA:
                 yield f"adapter: LoRA has no setting {key!r}{did_you_mean(key, _LORA)}"
     if job.trainable == "bayesian_lora":
-        yield from _caught(lambda: _bayesian(job.adapter))
+        yield from caught(lambda: _bayesian(job.adapter))
     if job.trains_adapter and find_spec("peft") is None:
         yield "adapters need PEFT, which is not installed; pip install 'nemo-merge[peft]'"
-    if job.regulariser is not None:
-        yield from _regulariser(job)
 
 
 def _bayesian(settings: Mapping[str, Any]) -> None:
@@ -156,20 +167,24 @@ def _regulariser(job: FineTuningJob) -> Iterator[str]:
         if settings.source is None and not Path(settings.fisher).is_file():
             yield f"regulariser ewc: {settings.fisher} does not exist, and there is no source to estimate it from"
         if (source := settings.source) is not None:
-            yield from _caught(lambda: read_source(source, "regulariser.source"))
+            yield from caught(lambda: read_source(source, "regulariser.source"))
 
 
-def _schedule(job: FineTuningJob) -> Iterator[str]:
+def schedule(job: Any) -> Iterator[str]:
+    """What is wrong with how long a job trains and how fast."""
     if (job.steps is None) == (job.epochs is None):
         yield "give either steps or epochs"
     rate = job.optim.get("lr") if isinstance(job.optim, Mapping) else None
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0:
         yield f"optim: lr={rate!r} is not a positive number (YAML reads 1e-4 as text; write 1.0e-4)"
-        return
-    sched = job.optim.get("sched")
+    sched = job.optim.get("sched") if isinstance(job.optim, Mapping) else None
     if sched is not None and not (isinstance(sched, Mapping) and sched.get("name")):
         yield "optim: sched says no name; write for example sched: {name: CosineAnnealing, warmup_steps: 100}"
-    elif sched and job.epochs is not None and not sched.get("max_steps"):
+
+
+def _loader(job: FineTuningJob) -> Iterator[str]:
+    sched = job.optim.get("sched") if isinstance(job.optim, Mapping) else None
+    if isinstance(sched, Mapping) and sched.get("name") and job.epochs is not None and not sched.get("max_steps"):
         yield "optim: with epochs, the schedule does not know its end; give sched.max_steps, or steps instead of epochs"
     if job.batch_size is not None and job.batch_duration is not None and job.loader.get("use_bucketing") is False:
         yield "batch_size and batch_duration: without bucketing give one of them"
@@ -181,14 +196,15 @@ def _schedule(job: FineTuningJob) -> Iterator[str]:
             yield f"loader: {key} is a setting of its own; write {key}: {job.loader[key]}"
 
 
-def _selection(job: FineTuningJob) -> Iterator[str]:
+def selection(job: Any) -> Iterator[str]:
+    """What is wrong with how a job chooses its weights."""
     if job.select is not None and job.select not in _METRICS:
         yield f"select={job.select!r}{did_you_mean(str(job.select), _METRICS)}"
     for name in ("select", "validate_every"):
         if getattr(job, name) is not None and not job.validation:
             yield f"{name}={getattr(job, name)!r} needs validation data; write validation: {{dev: PATH}}"
     for name in ("patience", "keep_checkpoints"):
-        if getattr(job, name) and job.select is None:
+        if getattr(job, name, None) and job.select is None:
             yield f"{name}={getattr(job, name)!r} needs a value to go by; write select: val_wer or val_loss"
 
 

@@ -17,10 +17,10 @@ import lightning.pytorch as lightning
 import numpy
 import torch
 
-from .repeatable import STATE, fingerprint
+from .repeatable import STATE
 
 if TYPE_CHECKING:
-    from .fine_tune import FineTuningJob
+    from .repeatable import Resumable
 
 
 class Skipping:
@@ -48,8 +48,8 @@ class Continuation(lightning.Callback):
 
     state_key = STATE
 
-    def __init__(self, job: FineTuningJob) -> None:
-        self.job, self.mark = job, fingerprint(job)
+    def __init__(self, job: Resumable) -> None:
+        self.job, self.mark = job, job.fingerprint()
         self.samplers: list[Skipping] = []
         self.generators: list[random.Random] = []
         self.epoch = self.batches = 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +32,9 @@ class TrainingJob(Job):
         seed: of the weights and of the order of the data.
         workers: processes that train together (data parallel); their batches add up.
         optimiser: further arguments of AdamW.
+        checkpoint_every: steps between checkpoints from which an interrupted run goes on; every step then draws its
+            noise from a seed of its own, so that the weights differ from those of a run without checkpoints.
+        resume: go on with an interrupted run of the same job.
     """
 
     kind: ClassVar[str] = "train"
@@ -45,6 +51,9 @@ class TrainingJob(Job):
     seed: int = 0
     workers: int = 1
     optimiser: Mapping[str, Any] = field(default_factory=lambda: {"betas": [0.9, 0.98], "weight_decay": 1e-3})
+    # How it is done, rather than what: no part of what recipes tell jobs by.
+    checkpoint_every: int | None = field(default=None, repr=False)
+    resume: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.init_from is None):
@@ -54,6 +63,29 @@ class TrainingJob(Job):
     def processes(self) -> int:
         return self.workers
 
+    def placed(self, gpus: int | None, resume: bool) -> TrainingJob:
+        """With fewer GPUs than workers, as many workers as share out the utterances of a step evenly."""
+        job = self if resume else replace(self, resume=False)
+        if not gpus or gpus >= self.workers:
+            return job
+        together = self.workers * self.batch_size
+        workers = max(count for count in range(1, gpus + 1) if together % count == 0)
+        return replace(job, workers=workers, batch_size=together // workers)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder for checkpoints of training, beside the output."""
+        output = Path(self.output)
+        return output.with_name(f"{output.stem}.checkpoints")
+
+    def fingerprint(self) -> str:
+        """What tells its checkpoints from those of a job that would give other weights."""
+        from ..checkpoints._digests import sha256_of
+
+        files = [*self.cuts, *([self.init_from] if self.init_from else [])]
+        settings = {**asdict(self), "output": "", "resume": True, "files": [sha256_of(Path(file)) for file in files]}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
     def run(self, report: Report) -> None:
         train(self, report)
 
@@ -61,8 +93,9 @@ class TrainingJob(Job):
 def train(job: TrainingJob, report: Report | None = None) -> Path:
     """Trains a model with Lightning and Lhotse's bucketing sampler and saves it.
 
-    The same job gives the same weights on the same machine: NeMo's loader would draw ``shard_seed`` from the system
-    otherwise. Under torchrun, all processes of the job call this.
+    An interrupted run goes on from its last checkpoint, if it keeps some. The same job gives the same weights on the
+    same machine: NeMo's loader would draw ``shard_seed`` from the system otherwise. Under torchrun, all processes of
+    the job call this.
 
     Returns:
         Path of the ``.nemo``.
@@ -74,8 +107,16 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
 
     torch.set_num_threads(1)
     lightning.seed_everything(job.seed)
-    callbacks = [reporter(Path(job.output).stem, job.steps, report)] if report else []
-    trainer = make_trainer(callbacks, max_steps=job.steps)
+    name = Path(job.output).stem
+    callbacks: list[Any] = [reporter(name, job.steps, report)] if report else []
+    continuation = None
+    if job.checkpoint_every is not None:
+        from .continuation import Continuation
+        from .repeatable import last_checkpoint
+
+        continuation = Continuation(job)
+        callbacks = [continuation, last_checkpoint(job), *callbacks]
+    trainer = make_trainer(callbacks, max_steps=job.steps, enable_checkpointing=continuation is not None)
     optimiser = OmegaConf.create(_optimiser_config(job))
     if job.init_from is not None:
         model = ASRModel.restore_from(str(job.init_from), map_location="cpu", trainer=trainer)
@@ -85,11 +126,28 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
         assert job.model is not None
         config = {**job.model, "optim": optimiser, "train_ds": _loader_config(job, list(job.model["labels"]))}
         model = EncDecCTCModel(cfg=OmegaConf.create(config), trainer=trainer)
-    trainer.fit(model)
+    resumed = None
+    if continuation is not None:
+        continuation.follow(model)
+        resumed = _resumed(job, name, report)
+    trainer.fit(model, ckpt_path=resumed)
     output = Path(job.output)
     if is_first_process():
         save_model(model, output)
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
     return output
+
+
+def _resumed(job: TrainingJob, name: str, report: Report | None) -> str | None:
+    """The checkpoint to go on from; without one, what an earlier run left is removed."""
+    from .repeatable import forget, resumable_checkpoint
+
+    found = resumable_checkpoint(job)
+    if found is None and is_first_process():
+        forget(job)
+    elif found is not None and report is not None:
+        report(f"{name}: going on with {found}")
+    return found
 
 
 def _loader_config(job: TrainingJob, labels: list[str]) -> dict[str, Any]:

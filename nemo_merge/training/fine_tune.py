@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .jobs import Job, Report, is_first_process
+from ..errors import ConfigError
+from .jobs import Job, Report, is_first_process, shared_out
 from .sources import Source, SourceLike, mix, read_source
 from .trainer import loader_config, make_trainer, reporter
 
@@ -36,6 +37,8 @@ class FineTuningJob(Job):
         validation: development sets by name, a source each.
         trainable: ``full``, ``encoder``, ``decoder`` (all but the encoder), ``lora``, ``bayesian_lora``, or regular
             expressions, one of which must match in the name of a parameter for it to be trained.
+        labels: characters that the model must know: those that the base lacks get outputs of their own
+            (:mod:`~nemo_merge.training.new_labels`); for models over characters.
         adapter: settings of the adapter: ``r``, ``lora_alpha``, ``target_modules`` ..., for ``bayesian_lora`` those of
             :class:`~nemo_merge.adapters.BayesianLoraConfig`.
         regulariser: what holds the model near its base (:mod:`~nemo_merge.training.regularisers`): ``{name: l2, ...}``,
@@ -74,6 +77,7 @@ class FineTuningJob(Job):
     train: Sequence[SourceLike]
     validation: Mapping[str, SourceLike] = field(default_factory=dict)
     trainable: str | Sequence[str] = "full"
+    labels: Sequence[str] = ()
     adapter: Mapping[str, Any] = field(default_factory=dict)
     regulariser: Mapping[str, Any] | None = None
     scale: float = 1.0
@@ -106,6 +110,14 @@ class FineTuningJob(Job):
         return self.devices
 
     @property
+    def nodes(self) -> int:
+        return self.num_nodes
+
+    def placed(self, gpus: int | None, resume: bool) -> FineTuningJob:
+        """With fewer GPUs than devices, as many batches in turn as there would have been side by side."""
+        return shared_out(self, gpus, resume)
+
+    @property
     def trains_adapter(self) -> bool:
         """Whether the base's own weights stay as they are."""
         return self.trainable in ADAPTERS
@@ -123,6 +135,25 @@ class FineTuningJob(Job):
             ConfigError: a source cannot be used.
         """
         return [read_source(value, f"train[{index}]") for index, value in enumerate(self.train)]
+
+    def fingerprint(self) -> str:
+        """What tells its checkpoints from those of a job that would give other weights."""
+        from .repeatable import fingerprint
+
+        return fingerprint(self)
+
+    def check(self, shown: str = "fine-tuning") -> None:
+        """Finds what stands against it before NeMo is imported.
+
+        Args:
+            shown: what messages call it, for example its file.
+
+        Raises:
+            ConfigError: with every problem found.
+        """
+        from .checks import check_job
+
+        check_job(self, shown)
 
     def run(self, report: Report) -> None:
         fine_tune(self, report)
@@ -152,6 +183,8 @@ def fine_tune(job: FineTuningJob, report: Report | None = None) -> Outcome:
 
     from .continuation import Continuation
     from .feasibility import check_feasible
+    from .fused_models import accept_fused
+    from .new_labels import add_labels
     from .outcome import finish
     from .regulariser_settings import add_regulariser, base_fisher
     from .repeatable import checkpoint_callbacks, forget, resumable_checkpoint
@@ -167,7 +200,10 @@ def fine_tune(job: FineTuningJob, report: Report | None = None) -> Outcome:
     trainer = make_trainer(callbacks, **_trainer_settings(job))
     if job.exp_manager is not None:
         _manage(trainer, job.exp_manager)
+    accept_fused(Path(job.base))
     model = ASRModel.restore_from(str(job.base), map_location="cpu", trainer=trainer)
+    if job.labels:
+        add_labels(model, job.labels, tell)
     _set_augmentation(model, job.spec_augment)
     loader = _loader(job, model)
     check_feasible(model, loader, tell)
@@ -232,8 +268,6 @@ def _loader(job: FineTuningJob, model: Any) -> dict[str, Any]:
 
 def _set_augmentation(model: Any, wanted: bool | Mapping[str, Any] | None) -> None:
     """Masking of features in training: as in the base, off, or by settings of NeMo's module."""
-    from ..errors import ConfigError
-
     if wanted is None or (wanted is True and getattr(model, "spec_augmentation", None) is not None):
         return
     if wanted is False:

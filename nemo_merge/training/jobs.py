@@ -13,13 +13,16 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+from ..errors import ConfigError
 
 REPORT_PREFIX = "[report] "
 DONE_PREFIX = "[done] "  # before the file of a job that is finished
 PROGRESS_PREFIX = "[progress] "  # before how far it is, as JSON: shown, done, total
 ERROR_PREFIX = "[error] "  # before what the user can solve; everything else is a traceback
 Report = Callable[[str], None]
+J = TypeVar("J", bound="Job")
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,25 @@ class Job:
 
     @property
     def processes(self) -> int:
-        """Processes that do it together."""
+        """Processes that do it together, on each machine."""
         return 1
+
+    @property
+    def nodes(self) -> int:
+        """Machines that do it together."""
+        return 1
+
+    def placed(self, gpus: int | None, resume: bool) -> Job:
+        """The same work in other circumstances.
+
+        Args:
+            gpus: that each machine has for it; None where that is not known, 0 for none.
+            resume: whether an interrupted run may be continued.
+
+        Raises:
+            ConfigError: it cannot be done with so few GPUs.
+        """
+        return self
 
     @abstractmethod
     def run(self, report: Report) -> None:
@@ -52,20 +72,49 @@ def read_job(path: Path) -> Job:
     Raises:
         ValueError: it describes no known kind of job.
     """
+    from ..searching.job import SearchJob
     from .attention_model import AttentionModelJob
     from .ctc import TrainingJob
     from .decode import DecodingJob
     from .fine_tune import FineTuningJob
     from .recalibrate import RecalibrationJob
+    from .whisper_fine_tune import WhisperFineTuningJob
 
-    kinds: dict[str, type[Job]] = {
-        kind.kind: kind for kind in (TrainingJob, AttentionModelJob, FineTuningJob, DecodingJob, RecalibrationJob)
-    }
+    known: tuple[type[Job], ...] = (
+        TrainingJob,
+        AttentionModelJob,
+        FineTuningJob,
+        WhisperFineTuningJob,
+        DecodingJob,
+        RecalibrationJob,
+        SearchJob,
+    )
+    kinds = {kind.kind: kind for kind in known}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     kind = content.pop("kind", None)
     if kind not in kinds:
         raise ValueError(f"{path}: unknown kind of job {kind!r}")
     return kinds[kind](**content)
+
+
+def shared_out(job: J, gpus: int | None, resume: bool) -> J:
+    """A fine-tuning with fewer GPUs than devices: batches that would have been side by side are taken in turn.
+
+    Args:
+        job: with ``devices``, ``accumulate`` and ``resume``.
+        gpus: that each machine has for it; None where that is not known, 0 for none.
+        resume: whether an interrupted run may be continued.
+
+    Raises:
+        ConfigError: the devices are no multiple of the GPUs.
+    """
+    values: Any = job
+    changes: dict[str, Any] = {} if resume else {"resume": False}
+    if gpus and gpus < values.devices:
+        if values.devices % gpus:
+            raise ConfigError(f"{values.output}: devices={values.devices} cannot be shared out evenly over {gpus} GPUs")
+        changes |= {"devices": gpus, "accumulate": values.accumulate * values.devices // gpus}
+    return dataclasses.replace(job, **changes)
 
 
 def started_together() -> bool:

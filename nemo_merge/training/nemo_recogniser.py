@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, ConfigError, did_you_mean
+from .fused_models import accept_fused
 from .recogniser import RecogniserSettings, primary_language
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class NemoRecogniser:
         from nemo.collections.asr.models import ASRModel
 
         try:
+            accept_fused(path)
             model = ASRModel.restore_from(str(path), map_location=device).eval()
         except Exception as error:  # NeMo raises whatever the class in the file raises
             reason = (str(error).splitlines() or [""])[0]

@@ -8,7 +8,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .fine_tune import FineTuningJob
+    from .whisper_fine_tune import WhisperFineTuningJob
 
 _PACKAGES = ("torch", "nemo_toolkit", "lightning", "lhotse", "peft")
 _NOT_RECORDED = ("base", "output", "train", "validation", "overwrite", "resume")
@@ -84,7 +85,9 @@ def finish(
     return Outcome(output, steps, value, made)
 
 
-def record(job: FineTuningJob, steps: int, best: float | None) -> dict[str, Any]:
+def record(
+    job: FineTuningJob | WhisperFineTuningJob, steps: int, best: float | None, packages: Sequence[str] = _PACKAGES
+) -> dict[str, Any]:
     """What an output says of itself, as plain data; it has no date, so that the same job gives the same bytes."""
     from ..checkpoints import open_checkpoint
 
@@ -104,7 +107,7 @@ def record(job: FineTuningJob, steps: int, best: float | None) -> dict[str, Any]
         "settings": {key: value for key, value in chosen.items() if value != defaults[key]},
         "steps_done": steps,
         **({"best": {job.select: round(best, 6)}} if best is not None else {}),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **_versions(packages)},
     }
     return json.loads(json.dumps(made, default=str))
 
@@ -149,7 +152,7 @@ def _write_adapter(job: FineTuningJob, model: Any, made: Mapping[str, Any]) -> N
     from ..checkpoints import RECORD
     from ..checkpoints._yaml import dump
 
-    with _appearing(Path(job.output)) as folder:
+    with appearing(Path(job.output)) as folder:
         adapters.save_adapter(model, folder)
         if job.scale != 1.0:
             _scale(folder / "adapter_config.json", job.scale)
@@ -165,7 +168,7 @@ def _scale(config: Path, factor: float) -> None:
 
 
 @contextlib.contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
+def appearing(output: Path) -> Iterator[Path]:
     """A folder beside the output that takes its place when it is complete."""
     from ..checkpoints._work import put_in_place
 
@@ -188,9 +191,9 @@ def _remove_checkpoints(job: FineTuningJob) -> None:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: Sequence[str]) -> dict[str, str]:
     found = {}
-    for package in _PACKAGES:
+    for package in packages:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

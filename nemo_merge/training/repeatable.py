@@ -6,26 +6,49 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CheckpointError, ConfigError
 from .validation import monitored
 
 if TYPE_CHECKING:
     from .fine_tune import FineTuningJob
+    from .whisper_fine_tune import WhisperFineTuningJob
 
 LAST = "last.ckpt"
 STATE = "nemo_merge"
 _OWN = ("output", "overwrite", "resume", "checkpoint_every", "keep_checkpoints", "devices", "num_nodes", "exp_manager")
 
 
-def fingerprint(job: FineTuningJob) -> str:
+class Resumable(Protocol):
+    """A job that goes on from its checkpoints."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def resume(self) -> bool: ...
+
+    @property
+    def checkpoint_every(self) -> int | None: ...
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder for them."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What tells its checkpoints from those of a job that would give other weights."""
+        ...
+
+
+def fingerprint(job: FineTuningJob | WhisperFineTuningJob) -> str:
     """What tells a job's checkpoints from those of a job that would give other weights."""
-    from ..checkpoints._digests import sha256_of
+    from .recogniser import model_digest
 
     settings = {key: value for key, value in dataclasses.asdict(job).items() if key not in _OWN}
     settings["processes"] = job.devices * job.num_nodes
-    settings["base"] = sha256_of(Path(job.base))
+    settings["base"] = model_digest(Path(job.base))
     settings["train"] = [source.record() for source in job.sources()]
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -46,26 +69,31 @@ def checkpoint_callbacks(job: FineTuningJob) -> list[Any]:
         keep = max(1, job.keep_checkpoints)
         callbacks.append(ModelCheckpoint(job.checkpoints, name, monitor=monitor, mode="min", save_top_k=keep))
     if job.checkpoint_every is not None:
-        callbacks.append(
-            ModelCheckpoint(
-                job.checkpoints,
-                LAST.removesuffix(".ckpt"),
-                every_n_train_steps=job.checkpoint_every,
-                enable_version_counter=False,
-            )
-        )
+        callbacks.append(last_checkpoint(job))
     if not callbacks or (monitor is None and job.checkpoint_every is None):
         callbacks.append(ModelCheckpoint(job.checkpoints, save_top_k=0))  # or Lightning would save by its own rules
     return callbacks
 
 
-def forget(job: FineTuningJob) -> None:
+def last_checkpoint(job: Resumable) -> Any:
+    """Lightning's callback that keeps the checkpoint from which a run goes on."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    return ModelCheckpoint(
+        job.checkpoints,
+        LAST.removesuffix(".ckpt"),
+        every_n_train_steps=job.checkpoint_every,
+        enable_version_counter=False,
+    )
+
+
+def forget(job: Resumable) -> None:
     """Removes checkpoints of an earlier run, for one that begins anew."""
     for path in job.checkpoints.glob("*.ckpt"):
         path.unlink(missing_ok=True)
 
 
-def resumable_checkpoint(job: FineTuningJob) -> str | None:
+def resumable_checkpoint(job: Resumable) -> str | None:
     """The checkpoint from which an interrupted run of this job goes on, if there is one.
 
     Raises:
@@ -85,7 +113,7 @@ def resumable_checkpoint(job: FineTuningJob) -> str | None:
             f"{last}: not a checkpoint of this program ({type(error).__name__}: {str(error).splitlines()[0]}); "
             "remove it, or pass resume=false to start anew"
         ) from error
-    if mark != fingerprint(job):
+    if mark != job.fingerprint():
         raise ConfigError(
             f"{last}: is of a run with other settings; remove {job.checkpoints}, choose another output, or pass "
             "resume=false to start anew"

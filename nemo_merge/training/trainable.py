@@ -30,18 +30,20 @@ def make_trainable(job: FineTuningJob, model: Any) -> None:
         adapters.still_batch_norm(model)
 
 
-def mark(model: Any, trainable: str | Sequence[str]) -> None:
+def mark(model: Any, trainable: str | Sequence[str], encoder: str = "encoder.") -> None:
     """Makes parameters require gradients, and only those.
 
     Args:
-        model: NeMo model.
+        model: a model of NeMo or transformers.
         trainable: ``full``, ``encoder``, ``decoder`` (all but the encoder), or regular expressions that are looked for
             in the names of parameters.
+        encoder: what the names of the encoder's parameters begin with.
 
     Raises:
         ConfigError: a pattern matches nothing.
     """
-    patterns = {"full": [""], "encoder": [r"^encoder\."], "decoder": [r"^(?!encoder\.)"]}.get(
+    part = re.escape(encoder)
+    patterns = {"full": [""], "encoder": [f"^{part}"], "decoder": [f"^(?!{part})"]}.get(
         trainable if isinstance(trainable, str) else "", trainable
     )
     named = list(model.named_parameters(remove_duplicate=False))

@@ -25,6 +25,7 @@ class WhisperRecogniser:
     """
 
     def __init__(self, path: Path, settings: RecogniserSettings, device: torch.device) -> None:
+        import torch
         from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
         if settings.decoder or settings.prompt or settings.target_language:
@@ -32,7 +33,9 @@ class WhisperRecogniser:
         try:
             self._features = WhisperFeatureExtractor.from_pretrained(path, local_files_only=True)
             self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            model: Any = WhisperForConditionalGeneration.from_pretrained(path, local_files_only=True)
+            model: Any = WhisperForConditionalGeneration.from_pretrained(  # as it is stored, it would not fit features
+                path, local_files_only=True, dtype=torch.float32
+            )
         except Exception as error:  # transformers raises OSError, ValueError, TypeError and others of damaged files
             reason = (str(error).splitlines() or [""])[0]
             raise CheckpointError(f"{path}: transformers cannot load it ({type(error).__name__}: {reason})") from error

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from nemo_merge.cli import main
-
 
 @pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nemo-merge", "analyze", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as done:
-            code = int(done.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+def call(command_line):
+    return partial(command_line, "analyze")
 
 
 @pytest.fixture

@@ -12,22 +12,10 @@ import yaml
 from click.testing import CliRunner
 
 from nemo_merge import merge_state_dicts, methods, open_checkpoint
-from nemo_merge.cli import _VERBS, cli, main
+from nemo_merge.cli import _VERBS, cli
 from tests.fixtures.models import family, same, write_huggingface, write_nemo
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of ``nemo-merge ARGUMENTS``."""
-    monkeypatch.setattr(sys, "argv", ["nemo-merge", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as done:
-        code = int(done.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture
@@ -36,17 +24,15 @@ def inputs(nemo_family):
     return [f"base={base}", f"experts=[{','.join(map(str, experts))}]"]
 
 
-def test_merge_as_in_the_readme(inputs, tmp_path, capsys, monkeypatch):
+def test_merge_as_in_the_readme(inputs, tmp_path, command_line):
     output = tmp_path / "merged.nemo"
-    code, out, err = run(
-        capsys, monkeypatch, "merge", "method=boosted_tsvm", "method.beta=0.2", *inputs, f"output={output}"
-    )
+    code, out, err = command_line("merge", "method=boosted_tsvm", "method.beta=0.2", *inputs, f"output={output}")
     assert (code, err) == (0, "")
     assert "merged by boosted_tsvm" in out
     assert same(dict(open_checkpoint(output)), merge_state_dicts(*family(), "boosted_tsvm", beta=0.2))
 
 
-def test_a_yaml_file_and_overrides_after_it(inputs, tmp_path, capsys, monkeypatch):
+def test_a_yaml_file_and_overrides_after_it(inputs, tmp_path, command_line):
     settings = tmp_path / "settings.yaml"
     base, experts = inputs[0].removeprefix("base="), inputs[1].removeprefix("experts=[").removesuffix("]").split(",")
     content = {
@@ -56,14 +42,14 @@ def test_a_yaml_file_and_overrides_after_it(inputs, tmp_path, capsys, monkeypatc
         "output": str(tmp_path / "a.nemo"),
     }
     settings.write_text(yaml.safe_dump(content))
-    assert run(capsys, monkeypatch, "merge", str(settings))[0] == 0
+    assert command_line("merge", str(settings))[0] == 0
     assert open_checkpoint(tmp_path / "a.nemo").metadata.provenance["method"]["density"] == 0.5
     more = ["method.scale=0.5", "+method.weights=[1,2,3]", "~method.density", f"output={tmp_path / 'b.nemo'}"]
-    assert run(capsys, monkeypatch, "merge", str(settings), *more)[0] == 0
+    assert command_line("merge", str(settings), *more)[0] == 0
     method = open_checkpoint(tmp_path / "b.nemo").metadata.provenance["method"]
     assert (method["density"], method["scale"], method["weights"]) == (0.2, 0.5, [1.0, 2.0, 3.0])
     # Another method forgets the parameters of the file's.
-    assert run(capsys, monkeypatch, "merge", str(settings), "method=tsvm", f"output={tmp_path / 'c.nemo'}")[0] == 0
+    assert command_line("merge", str(settings), "method=tsvm", f"output={tmp_path / 'c.nemo'}")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -89,12 +75,12 @@ def test_a_yaml_file_and_overrides_after_it(inputs, tmp_path, capsys, monkeypatc
         (["base=gone.nemo"], "gone.nemo: no such file"),
     ],
 )
-def test_mistakes_exit_with_two_and_one_message(inputs, tmp_path, capsys, monkeypatch, arguments, message):
+def test_mistakes_exit_with_two_and_one_message(inputs, tmp_path, arguments, message, command_line):
     first = arguments if arguments[0].endswith(".yaml") else ["method=boosted_tsvm"]
     rest = [] if arguments[0].endswith(".yaml") else arguments
     output = tmp_path / "m.nemo"
     for verb in ("merge", "plan"):
-        code, out, err = run(capsys, monkeypatch, verb, *first, *inputs, f"output={output}", *rest)
+        code, out, err = command_line(verb, *first, *inputs, f"output={output}", *rest)
         assert code == 2
         assert message in err
         assert err.startswith("nemo-merge: error: ")
@@ -102,28 +88,28 @@ def test_mistakes_exit_with_two_and_one_message(inputs, tmp_path, capsys, monkey
     assert not output.exists()
 
 
-def test_a_bad_yaml_file(tmp_path, capsys, monkeypatch):
+def test_a_bad_yaml_file(tmp_path, command_line):
     for content, message in (
         ("a: [", "cannot be read as YAML"),
         ("- a", "not a mapping"),
         ("method: [1]", "neither a name"),
     ):
         (tmp_path / "s.yaml").write_text(content)
-        code, _, err = run(capsys, monkeypatch, "merge", str(tmp_path / "s.yaml"), "experts=[a]", "output=b")
+        code, _, err = command_line("merge", str(tmp_path / "s.yaml"), "experts=[a]", "output=b")
         assert code == 2
         assert message in err
 
 
 @pytest.mark.parametrize("missing", ["output", "experts"])
-def test_what_is_missing_is_named(inputs, capsys, monkeypatch, missing):
+def test_what_is_missing_is_named(inputs, missing, command_line):
     arguments = [item for item in [*inputs, "output=m.nemo"] if not item.startswith(missing)]
-    code, _, err = run(capsys, monkeypatch, "merge", *arguments)
+    code, _, err = command_line("merge", *arguments)
     assert code == 2
     assert f"{missing}=" in err
 
 
-def test_plan_writes_nothing_and_shows_every_tensor(inputs, tmp_path, capsys, monkeypatch):
-    code, out, _ = run(capsys, monkeypatch, "plan", "method=tsvm", *inputs, f"output={tmp_path / 'm.nemo'}")
+def test_plan_writes_nothing_and_shows_every_tensor(inputs, tmp_path, command_line):
+    code, out, _ = command_line("plan", "method=tsvm", *inputs, f"output={tmp_path / 'm.nemo'}")
     assert code == 0
     for name in family()[0]:
         assert name in out
@@ -131,32 +117,32 @@ def test_plan_writes_nothing_and_shows_every_tensor(inputs, tmp_path, capsys, mo
     assert [path.name for path in tmp_path.iterdir()] == ["inputs"]
 
 
-def test_inspect(tmp_path, capsys, monkeypatch):
+def test_inspect(tmp_path, command_line):
     base, (expert, *_) = family()
     write_nemo(tmp_path / "b.nemo", {**base, "tied": base["decoder.decoder_layers.0.bias"]})
-    code, out, _ = run(capsys, monkeypatch, "inspect", str(tmp_path / "b.nemo"), "--tensors")
+    code, out, _ = command_line("inspect", str(tmp_path / "b.nemo"), "--tensors")
     assert code == 0
     assert "EncDecCTCModel" in out
     assert "tied: tied shares the data of decoder.decoder_layers.0.bias" in out
     assert "24x12x1" in out
     paths = [write_huggingface(tmp_path / name, tensors) for name, tensors in (("base", base), ("expert", expert))]
     arguments = ["merge", f"base={paths[0]}", f"experts=[{paths[1]}]", f"output={tmp_path / 'merged'}"]
-    assert run(capsys, monkeypatch, *arguments)[0] == 0
-    _, out, _ = run(capsys, monkeypatch, "inspect", str(tmp_path / "merged"))
+    assert command_line(*arguments)[0] == 0
+    _, out, _ = command_line("inspect", str(tmp_path / "merged"))
     assert "merged with nemo_merge" in out
     assert "name: boosted_tsvm" in out
-    code, _, err = run(capsys, monkeypatch, "inspect", str(tmp_path / "nothing"))
+    code, _, err = command_line("inspect", str(tmp_path / "nothing"))
     assert code == 2
     assert "no such file" in err
 
 
-def test_methods(capsys, monkeypatch):
-    code, out, _ = run(capsys, monkeypatch, "methods")
+def test_methods(command_line):
+    code, out, _ = command_line("methods")
     assert code == 0
     for name in methods.names():
         assert re.search(rf"^{name}\b", out, re.MULTILINE)
-        assert run(capsys, monkeypatch, "methods", name)[0] == 0
-    code, _, err = run(capsys, monkeypatch, "methods", "boosted")
+        assert command_line("methods", name)[0] == 0
+    code, _, err = command_line("methods", "boosted")
     assert code == 2
     assert "did you mean 'boosted_tsvm'" in err
 
@@ -183,54 +169,52 @@ def test_progress_is_shown_on_a_terminal(nemo_family, tmp_path, monkeypatch, cap
     assert "kB" in shown
 
 
-def test_rules_and_post_processors(inputs, tmp_path, capsys, monkeypatch):
+def test_rules_and_post_processors(inputs, tmp_path, command_line):
     output = tmp_path / "merged.nemo"
     settings = ["method=ties", "rules=[{group: head, method: base}, {match: linear, scale: 0.5}]", "+then=[lines]"]
-    code, out, err = run(capsys, monkeypatch, "plan", *settings, *inputs)
+    code, out, err = command_line("plan", *settings, *inputs)
     assert code == 0, err
     assert re.search(r"decoder_layers.0.weight .* copy .* rule 1 \(group=head\); left at the base", out)
     assert re.search(r"linear1.weight .* ties scale=0.5 .*rule 2", out)
     assert "tensors match no rule" in out
-    assert run(capsys, monkeypatch, "merge", *settings, *inputs, f"output={output}")[0] == 0
+    assert command_line("merge", *settings, *inputs, f"output={output}")[0] == 0
     rules = [{"group": "head", "method": "base"}, {"match": "linear", "scale": 0.5}]
     assert same(dict(open_checkpoint(output)), merge_state_dicts(*family(), "ties", rules=rules, then=["lines"]))
 
 
-def test_sweep_from_the_command_line_and_from_a_file(inputs, tmp_path, capsys, monkeypatch):
+def test_sweep_from_the_command_line_and_from_a_file(inputs, tmp_path, command_line):
     folder = tmp_path / "sweep"
     grid = ["method.beta=0.1,0.3", "method.scale=1.0,0.5"]
-    code, out, err = run(
-        capsys, monkeypatch, "sweep", "method=boosted_tsvm", "method.steps=4", *grid, *inputs, f"output={folder}"
-    )
+    code, out, err = command_line("sweep", "method=boosted_tsvm", "method.steps=4", *grid, *inputs, f"output={folder}")
     assert code == 0, err
     assert out.splitlines()[-1].startswith("4 merges in")
     merged = open_checkpoint(folder / "boosted_tsvm-beta=0.3,scale=0.5.nemo")
     assert same(dict(merged), merge_state_dicts(*family(), "boosted_tsvm", steps=4, beta=0.3, scale=0.5))
     settings = tmp_path / "settings.yaml"
     settings.write_text("method: ties\ngrid: {density: [0.2, 0.5]}\n")
-    code, out, _ = run(capsys, monkeypatch, "sweep", str(settings), *inputs, f"output={folder}", "method.scale=0.5")
+    code, out, _ = command_line("sweep", str(settings), *inputs, f"output={folder}", "method.scale=0.5")
     assert code == 0
     assert open_checkpoint(folder / "ties-density=0.5.nemo").metadata.provenance["method"]["scale"] == 0.5
-    code, _, err = run(capsys, monkeypatch, "sweep", "method=ties", *inputs, f"output={folder}", "workers=1,2")
+    code, _, err = command_line("sweep", "method=ties", *inputs, f"output={folder}", "workers=1,2")
     assert (code, "only parameters of the method" in err) == (2, True)
-    code, _, err = run(capsys, monkeypatch, "sweep", "method=ties", *inputs, f"output={folder}")
+    code, _, err = command_line("sweep", "method=ties", *inputs, f"output={folder}")
     assert (code, "several values" in err) == (2, True)
 
 
-def test_emr_and_the_model_of_one_domain(inputs, tmp_path, capsys, monkeypatch):
+def test_emr_and_the_model_of_one_domain(inputs, tmp_path, command_line):
     output, domain = tmp_path / "merged.nemo", tmp_path / "domain.nemo"
-    assert run(capsys, monkeypatch, "merge", "method=emr", *inputs, f"output={output}")[0] == 0
+    assert command_line("merge", "method=emr", *inputs, f"output={output}")[0] == 0
     arguments = [str(tmp_path / "merged.emr.safetensors"), "--base", inputs[0][5:], "--output", str(domain)]
-    code, out, _ = run(capsys, monkeypatch, "emr-apply", *arguments, "--expert", "expert_1")
+    code, out, _ = command_line("emr-apply", *arguments, "--expert", "expert_1")
     assert (code, out.strip()) == (0, str(domain))
     assert open_checkpoint(domain).metadata.provenance["emr"]["expert"] == 1
-    code, _, err = run(capsys, monkeypatch, "emr-apply", *arguments, "--expert", "9", "--overwrite")
+    code, _, err = command_line("emr-apply", *arguments, "--expert", "9", "--overwrite")
     assert (code, "holds no expert '9'" in err) == (2, True)
 
 
 @pytest.mark.parametrize("name", [*methods.names(), *methods.post_names()])
-def test_every_method_has_a_card(name, capsys, monkeypatch):
-    code, out, _ = run(capsys, monkeypatch, "methods", name)
+def test_every_method_has_a_card(name, command_line):
+    code, out, _ = command_line("methods", name)
     assert code == 0
     assert out.startswith(name)
     assert "source: " in out

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib.util import find_spec
 
 import pytest
 
-from nemo_merge.cli import main
 from tests.fixtures.audio import write_audio
 from tests.fixtures.models import state_dict, write_nemo
 
 pytestmark = pytest.mark.skipif(find_spec("lhotse") is None, reason="Lhotse is not installed")
-
-
-def run(capsys, monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["nemo-merge", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as done:
-        return done.code, capsys.readouterr()
-    return 0, capsys.readouterr()
 
 
 @pytest.fixture
@@ -54,27 +43,27 @@ def files(tmp_path, monkeypatch):
         (["base.nemo", "--data", "gone.json", "--strict"], "audio/gone.wav does not exist"),
     ],
 )
-def test_what_is_wrong_is_found_before_a_model_runs(files, capsys, monkeypatch, arguments, message):
+def test_what_is_wrong_is_found_before_a_model_runs(files, monkeypatch, arguments, message, command_line):
     (files / "gone.json").write_text('{"audio_filepath": "audio/gone.wav", "duration": 1.0}\n')
     if "--output" not in arguments:
         arguments = [*arguments, "--output", "out"]
     monkeypatch.setattr("nemo_merge.training.recogniser._installed", lambda package: True)
-    code, shown = run(capsys, monkeypatch, "decode", *arguments)
+    code, _, err = command_line("decode", *arguments)
     assert code == 2
-    assert message in shown.err
-    assert "Traceback" not in shown.err
+    assert message in err
+    assert "Traceback" not in err
     assert not (files / "out").exists()
 
 
-def test_libraries_that_are_not_installed_are_named(files, capsys, monkeypatch):
+def test_libraries_that_are_not_installed_are_named(files, monkeypatch, command_line):
     for absent, message in (("nemo", "nemo-merge[nemo]"), ("lhotse", "nemo-merge[lhotse]")):
         monkeypatch.setattr("nemo_merge.training.recogniser._installed", lambda name, absent=absent: name != absent)
-        code, shown = run(capsys, monkeypatch, "decode", "base.nemo", "--data", "m.json", "--output", "out")
-        assert (code, message in shown.err) == (2, True)
+        code, _, err = command_line("decode", "base.nemo", "--data", "m.json", "--output", "out")
+        assert (code, message in err) == (2, True)
 
 
 @pytest.mark.slow
-def test_whisper_is_decoded_and_scored(files, capsys, monkeypatch):
+def test_whisper_is_decoded_and_scored(files, command_line):
     pytest.importorskip("transformers")
     pytest.importorskip("rapidfuzz")
     from tests.fixtures.whisper import write_whisper
@@ -82,34 +71,34 @@ def test_whisper_is_decoded_and_scored(files, capsys, monkeypatch):
     write_whisper(files / "first")
     write_whisper(files / "second", seed=1)
     command = ["decode", "first", "other=second", "--data", "m.json", "--cuts", "folder=audio", "--output", "out"]
-    code, shown = run(capsys, monkeypatch, *command, "--threads", 1, "--language", "en", "--batch-seconds", 1.2)
-    assert code == 0, shown.err + (files / "out.log").read_text()
-    assert "first: m, 3 utterances" in shown.err
-    assert "[progress]" not in shown.err + (files / "out.log").read_text()
+    code, out, err = command_line(*command, "--threads", 1, "--language", "en", "--batch-seconds", 1.2)
+    assert code == 0, err + (files / "out.log").read_text()
+    assert "first: m, 3 utterances" in err
+    assert "[progress]" not in err + (files / "out.log").read_text()
     names = sorted(str(path.relative_to(files / "out")) for path in (files / "out").rglob("*.jsonl"))
     assert names == ["first/folder.jsonl", "first/m.jsonl", "other/folder.jsonl", "other/m.jsonl"]
     row = json.loads((files / "out" / "other" / "m.jsonl").read_text().splitlines()[1])
     assert (row["id"], row["text"], row["lang"]) == ("audio/clip_01.wav", "bom dia a todos", "pt")
     assert row["duration"] == pytest.approx(0.55)
     both = [files / "out" / name / "m.jsonl" for name in ("first", "other")]
-    code, shown = run(capsys, monkeypatch, "score", files / "m.json", *both, "--format", "json")
-    assert code == 0, shown.err
-    assert "first" in shown.out
-    assert "other" in shown.out
-    code, alone = run(capsys, monkeypatch, "score", both[0], "--format", "json")  # it holds both texts
+    code, out, err = command_line("score", files / "m.json", *both, "--format", "json")
+    assert code == 0, err
+    assert "first" in out
+    assert "other" in out
+    code, alone, _ = command_line("score", both[0], "--format", "json")  # it holds both texts
     assert code == 0, alone.err
-    assert json.loads(alone.out)
-    code, shown = run(capsys, monkeypatch, *command, "--language", "pt")
+    assert json.loads(alone)
+    code, out, err = command_line(*command, "--language", "pt")
     assert code == 2
-    assert "language='en' instead of 'pt'; pass --overwrite" in shown.err
+    assert "language='en' instead of 'pt'; pass --overwrite" in err
 
 
 @pytest.mark.slow
 @pytest.mark.nemo
-def test_a_damaged_model_is_one_message(files, capsys, monkeypatch):
+def test_a_damaged_model_is_one_message(files, command_line):
     """The file is a checkpoint, but no model of NeMo."""
     pytest.importorskip("nemo.collections.asr")
-    code, shown = run(capsys, monkeypatch, "decode", "base.nemo", "--data", "m.json", "--output", "out", "--threads", 1)
+    code, _, err = command_line("decode", "base.nemo", "--data", "m.json", "--output", "out", "--threads", 1)
     assert code == 2
-    assert "base.nemo: NeMo cannot restore it" in shown.err
-    assert "Traceback" not in shown.err
+    assert "base.nemo: NeMo cannot restore it" in err
+    assert "Traceback" not in err

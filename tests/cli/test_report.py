@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from nemo_merge.cli import main
 from tests.fixtures.experiments import write_experiment
 
 pytest.importorskip("rapidfuzz")
@@ -16,17 +15,8 @@ QUICK = ("--replications", 20, "--no-spectra")
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nemo-merge", "report", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as done:
-            code = int(done.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+def call(command_line):
+    return partial(command_line, "report")
 
 
 @pytest.fixture

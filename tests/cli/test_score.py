@@ -5,26 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from nemo_merge.cli import main
-
 
 @pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nemo-merge", "score", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as done:
-            code = int(done.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+def call(command_line):
+    return partial(command_line, "score")
 
 
 @pytest.fixture

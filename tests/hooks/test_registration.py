@@ -25,6 +25,7 @@ def state():
         ModelPT.maybe_init_from_pretrained_checkpoint,
         list(CallbackGroup.get_instance().callbacks),
         list(ALLOWED_TARGET_PREFIXES),
+        ModelPT.__init__,
     )
 
 
@@ -34,11 +35,11 @@ def test_registering_twice_is_registering_once_and_can_be_undone():
     once = state()
     nemo_merge.register()
     assert state() == once
-    types, method, callbacks, prefixes = once
+    types, method, callbacks, prefixes, _ = once
     assert set(types) - set(before[0]) == {"nemo_merge_domain"}
     assert method is not before[1]
     assert len(callbacks) == len(before[2]) + 1
-    assert prefixes == before[3], "merged models are of NeMo's own classes"
+    assert prefixes == [*before[3], "nemo_merge.fusion.FusedUpstreamPreprocessor"], "merged models are of NeMo's own"
     nemo_merge.unregister()
     assert state() == before
     nemo_merge.unregister()

@@ -16,7 +16,7 @@ from nemo_merge.cli import cli
 from nemo_merge.errors import CheckpointError, ConfigError, PlanError
 from nemo_merge.merging import api
 from nemo_merge.methods import get
-from tests.fixtures.adapters import Model, lora_folder, randomise
+from tests.fixtures.adapters import Model, factors, lora_folder, randomise
 
 SHAPES = {
     "encoder.layers.0.linear_q": (12, 12),
@@ -25,18 +25,6 @@ SHAPES = {
     "encoder.conv": (8, 12, 3),
     "head": (5, 12),
 }
-
-
-def factors(seed, rank=2, skip=()):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: (
-            0.1 * torch.randn(rows, rank, *[1] * len(kernel), generator=generator),
-            torch.randn(rank, columns, *kernel, generator=generator),
-        )
-        for name, (rows, columns, *kernel) in SHAPES.items()
-        if name not in skip
-    }
 
 
 @pytest.fixture
@@ -54,9 +42,9 @@ def base(tmp_path):
 def adapters(tmp_path):
     """Three adapters of different ranks, modules and scalings."""
     return [
-        lora_folder(tmp_path / "a", factors(0)),
-        lora_folder(tmp_path / "b", factors(1, rank=3, skip=["head"]), alpha=6),
-        lora_folder(tmp_path / "c", factors(2, rank=1, skip=["encoder.conv"]), prefix=""),
+        lora_folder(tmp_path / "a", factors(SHAPES, 0)),
+        lora_folder(tmp_path / "b", factors(SHAPES, 1, rank=3, skip=["head"]), alpha=6),
+        lora_folder(tmp_path / "c", factors(SHAPES, 2, rank=1, skip=["encoder.conv"]), prefix=""),
     ]
 
 
@@ -126,7 +114,7 @@ def test_a_merge_of_adapters_needs_the_base(tmp_path, base, adapters):
 def test_batch_normalisation_and_whole_tensors(tmp_path, base, adapters):
     """Adapters that also replace whole tensors merge with those that do not."""
     head = torch.randn(5, 12)
-    lora_folder(tmp_path / "d", factors(3, skip=["head"]), extra={"base_model.model.head.weight": head})
+    lora_folder(tmp_path / "d", factors(SHAPES, 3, skip=["head"]), extra={"base_model.model.head.weight": head})
     experts = [*adapters, tmp_path / "d"]
     merge(base, experts, "task_arithmetic", output=tmp_path / "out")
     merge(base, dense(base, experts, tmp_path), "task_arithmetic", output=tmp_path / "expected")
@@ -248,7 +236,7 @@ def test_whole_models_and_whole_tensors_are_no_adapter(tmp_path, base, adapters)
     with pytest.raises(PlanError, match="is a whole model"):
         merge(base, [*whole, adapters[1]], "tsvm", output=tmp_path / "out", as_adapter=True)
     extra = {"base_model.model.head.weight": torch.randn(5, 12)}
-    lora_folder(tmp_path / "d", factors(3, skip=["head"]), extra=extra)
+    lora_folder(tmp_path / "d", factors(SHAPES, 3, skip=["head"]), extra=extra)
     with pytest.raises(PlanError, match=r"'head.weight': .* otherwise than by LoRA \(full\)"):
         merge(base, [tmp_path / "d", adapters[1]], "tsvm", output=tmp_path / "out", as_adapter=True)
 

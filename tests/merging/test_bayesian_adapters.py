@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from nemo_merge import merge, open_checkpoint
 from nemo_merge.errors import PlanError
 from nemo_merge.merging.reproduce import reproduce
-from tests.fixtures.adapters import lora_folder
+from tests.fixtures.adapters import factors, lora_folder
 from tests.fixtures.posteriors import bayesian_folder
 
 SHAPES = {"encoder.q": (12, 10), "encoder.up": (20, 12), "encoder.conv": (8, 12, 3)}
@@ -27,25 +27,13 @@ def base(tmp_path):
     return tmp_path / "base.safetensors"
 
 
-def factors(seed, rank=2, skip=()):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: (
-            0.1 * torch.randn(rows, rank, *[1] * len(kernel), generator=generator),
-            torch.randn(rank, columns, *kernel, generator=generator),
-        )
-        for name, (rows, columns, *kernel) in SHAPES.items()
-        if name not in skip
-    }
-
-
 @pytest.fixture
 def adapters(tmp_path):
     """Three Bayesian adapters of different ranks, modules, scalings and names, one without a spread of B."""
     return [
-        bayesian_folder(tmp_path / "a", factors(0), seed=0),
-        bayesian_folder(tmp_path / "b", factors(1, 3, ["encoder.up"]), seed=1, alpha=6, rho_b=False),
-        bayesian_folder(tmp_path / "c", factors(2, 1), seed=2, prefix="", prior_scale=0.02),
+        bayesian_folder(tmp_path / "a", factors(SHAPES, 0), seed=0),
+        bayesian_folder(tmp_path / "b", factors(SHAPES, 1, 3, ["encoder.up"]), seed=1, alpha=6, rho_b=False),
+        bayesian_folder(tmp_path / "c", factors(SHAPES, 2, 1), seed=2, prefix="", prior_scale=0.02),
     ]
 
 
@@ -106,7 +94,7 @@ def test_the_same_adapter_twice_is_itself(tmp_path, base, adapters):
 
 
 def test_an_adapter_that_is_not_sure_drops_out(tmp_path, base, adapters):
-    unsure = bayesian_folder(tmp_path / "d", factors(3), spread=1e6)
+    unsure = bayesian_folder(tmp_path / "d", factors(SHAPES, 3), spread=1e6)
     with_it = merged(base, [*adapters, unsure], tmp_path / "out.safetensors")
     for name, change in merged(base, adapters, tmp_path / "out.safetensors").items():
         torch.testing.assert_close(with_it[name], change, rtol=1e-6, atol=1e-9)
@@ -169,7 +157,7 @@ def test_factors_in_another_gauge_are_the_same_adapter(tmp_path, base, adapters)
 @pytest.mark.parametrize("method", ["soup", "boosted_tsvm", "ties"])
 def test_the_means_are_plain_lora_for_other_methods(tmp_path, base, method):
     for kind, folder in (("plain", lora_folder), ("bayesian", bayesian_folder)):
-        experts = [folder(tmp_path / kind / str(seed), factors(seed)) for seed in (0, 1)]
+        experts = [folder(tmp_path / kind / str(seed), factors(SHAPES, seed)) for seed in (0, 1)]
         merge(base, experts, method, output=tmp_path / f"{kind}.safetensors")
         merge(base, experts, method, output=tmp_path / kind / "lora", as_adapter=2)
     for file in ("{}.safetensors", "{}/lora/adapter_model.safetensors"):
@@ -217,7 +205,7 @@ def test_the_record_names_the_prior(tmp_path, base, adapters):
 
 
 def test_experts_without_posteriors_are_refused_at_the_start(tmp_path, base, adapters):
-    plain = lora_folder(tmp_path / "plain", factors(4))
+    plain = lora_folder(tmp_path / "plain", factors(SHAPES, 4))
     whole = tmp_path / "whole.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(base).items()}, whole)
     with pytest.raises(PlanError) as refusal:

@@ -444,6 +444,7 @@ def test_the_plan_tells_what_happens_to_tokens(tmp_path):
             "added": 1,
             "dropped": 0,
             "tensors": ["decoder.decoder_layers.0.bias", "decoder.decoder_layers.0.weight"],
+            "new_rows": ["2"],
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nemo_merge.errors import ConfigError, NemoMergeError
+from nemo_merge.stages import markers
 from nemo_merge.stages.engine import NAMES, Context, Stage, StageError, describe, run, seconds_of
 
 
@@ -96,6 +98,63 @@ def test_force(recipe):
     assert recipe.go(force=True) == ALL
 
 
+def test_a_forced_stage_makes_later_ones_out_of_date(recipe):
+    recipe.go()
+    assert recipe.go(recipe.stages[:1], force=True, recipe=recipe.stages) == ["download"]
+    assert recipe.go() == ["train", "report"]
+    assert any("START stage 3 (train): double it (stage 0 (download) was forced)" in line for line in recipe.lines)
+    assert recipe.go() == []
+
+
+def test_another_version_of_a_tool_is_noticed(recipe, monkeypatch):
+    recipe.go()
+    monkeypatch.setattr(markers.importlib.metadata, "version", lambda name: "0.0" if name == "torch" else "1")
+    monkeypatch.setattr(markers, "_TOOLS", ("torch",))
+    assert recipe.go(recipe.stages[:1]) == ["download"]
+    assert any("(another version of" in line and "torch" in line for line in recipe.lines)
+
+
+def test_a_file_that_is_gone_between_stages_names_the_stage_that_makes_it(recipe):
+    recipe.go()
+    (recipe.folder / "train.txt").unlink()
+    with pytest.raises(
+        ConfigError, match=r"report\) needs .*train.txt, which stage 3 \(train\) makes .*start with --stage 3"
+    ):
+        recipe.go(recipe.stages[2:])
+    assert recipe.ran == []
+
+
+def test_settings_that_need_more_than_a_stage_made_name_it(recipe):
+    recipe.go()
+    more = dataclasses.replace(recipe.stages[1], outputs=lambda context: [recipe.folder / "more.txt"])
+    with pytest.raises(ConfigError, match=r"needs .*more.txt, which stage 3 \(train\) makes"):
+        recipe.go(recipe.stages[2:], recipe=[recipe.stages[0], more, recipe.stages[2]])
+
+
+def test_a_stage_that_was_done_otherwise_is_used_and_said(recipe):
+    recipe.go()
+    recipe.config["factor"] = 9
+    recipe.config["title"] = "y"
+    assert recipe.go(recipe.stages[2:], recipe=recipe.stages) == ["report"]
+    assert any(
+        "NOTE  stage 8 (report) uses stage 3 (train) as it was done before (changed: factor)" in line
+        for line in recipe.lines
+    )
+
+
+def test_a_file_from_elsewhere(recipe, tmp_path):
+    file = tmp_path / "given.txt"
+    stages = [dataclasses.replace(recipe.stages[0], reads=lambda context: [file])]
+    with pytest.raises(ConfigError, match=r"stage 0 \(download\) reads .*given.txt, which does not exist"):
+        recipe.go(stages)
+    file.write_text("1")
+    assert recipe.go(stages) == ["download"]
+    assert recipe.go(stages) == []
+    file.write_text("2")
+    assert recipe.go(stages) == ["download"]
+    assert any(f"(another {file})" in line for line in recipe.lines)
+
+
 def test_starting_too_late_names_the_stage_to_run_first(recipe):
     with pytest.raises(
         ConfigError, match=r"stage 3 \(train\) needs the result of stage 0 \(download\).*start with --stage 0"
@@ -154,6 +213,8 @@ def test_output_goes_to_the_log_and_news_to_both(recipe, capfd):
     log = (recipe.folder / "exp" / "logs" / "00_download.log").read_text()
     for text in ("printed", "written below Python", "to stderr", "news"):
         assert text in log
+    for text in ("START stage 0 (download): noisy", "DONE  stage 0 (download)"):
+        assert log.count(text) == 1
     shown = capfd.readouterr().out
     assert "news" in shown
     assert "printed" not in shown
@@ -189,6 +250,8 @@ def test_markers_tell_how_long_it_took(recipe):
     recipe.go()
     marker = json.loads((recipe.folder / "exp" / ".done" / "03_train.json").read_text())
     assert marker["options"] == {"factor": 2}
+    assert {"nemo_merge", "python", "torch"} <= marker["tools"].keys()
+    assert marker["outputs"][str(recipe.folder / "train.txt")]["bytes"] == 1
     assert set(seconds_of(Context({}, recipe.folder, recipe.folder / "exp"))) == set(ALL)
 
 

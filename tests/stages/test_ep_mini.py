@@ -36,7 +36,7 @@ def test_the_main_job(tmp_path):
     pytest.importorskip("nemo.collections.asr")
     done = run(tmp_path, "--nj", "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("DONE ") == 8
+    assert done.stdout.count("DONE ") == 9
     results = (tmp_path / "exp" / "RESULTS.md").read_text()
     assert NOTICE in results
     for text in ("boosted_tsvm", "expert: telephone", "against task_arithmetic", "![Word error rate", "torch", "S.Err"):
@@ -57,15 +57,20 @@ def test_the_main_job(tmp_path):
     record = open_checkpoint(tmp_path / "exp" / "merged" / "ties.nemo").metadata.provenance
     assert len(record["experts"]) == 3
 
+    packed = tmp_path / "exp" / "pack"
+    assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=packed).returncode == 0
+    assert len(list(packed.glob("models/*.nemo"))) == 5
+    assert not [path for path in packed.rglob("*") if path.suffix in (".wav", ".flac", ".jsonl", ".gz")]
+
     again = run(tmp_path, "--nj", "1")
     assert again.returncode == 0
-    assert again.stdout.count("SKIP ") == 8
+    assert again.stdout.count("SKIP ") == 9
     assert "START" not in again.stdout
 
     changed = run(tmp_path, "--nj", "2", "merge.methods.ties.density=0.5")
     assert changed.returncode == 0, changed.stdout + changed.stderr
     started = re.findall(r"START stage \d \((\w+)\)", changed.stdout)
-    assert started == ["merge", "decode", "score", "report"]
+    assert started == ["merge", "decode", "score", "report", "pack"]
     assert "changed: merge.methods.ties.density" in changed.stdout
     assert "soup: decoded before" in changed.stdout
     assert "ties: decoded before" not in changed.stdout

@@ -26,7 +26,7 @@ class TestEveryRecipe:
     def test_help_explains_the_stages(self, script):
         done = run(script, "--help")
         assert done.returncode == 0
-        for text in ("--stage", "--stop-stage", "3  train", "8  report", "KEY=VALUE"):
+        for text in ("--stage", "--stop-stage", "--ngpu", "--cmd", "--resume", "3  train", "8  report", "KEY=VALUE"):
             assert text in done.stdout
 
     def test_dry_run_in_an_empty_folder(self, script, tmp_path):
@@ -44,7 +44,13 @@ class TestEveryRecipe:
             (["--stages", "merg"], "did you mean 'merge'?"),
             (["--skip-stages", "42"], "no stage '42'"),
             (["--stages", "decode"], "start with --stage 2"),
-            (["--nosuch"], "No such option"),
+            (["--nosuch"], "No such option '--nosuch'. Did you mean"),
+            (["--ngpo", "1"], "There are --cmd, --config, --datadir, --dry-run"),
+            (["--ngpu", "-1"], "-1 is not in the range x>=0"),
+            (["--ngpu", "77", "--cmd", "local"], "--ngpu 77: this machine shows"),
+            (["--cmd", "slrum"], "did you mean 'slurm'?"),
+            (["--stages", "5"], "no stage '5'"),
+            (["--stage", "5", "--stop_stage", "5"], "which has 0 (download), 1 (prepare)"),
             (["trian.base.steps=3"], "did you mean 'train'?"),
         ],
     )

@@ -97,7 +97,7 @@ def test_other_names_say_what_they_are():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"corpus": "seame"}, r"says no folder; SEAME.* is sold by the LDC .*corpus\.x\.folder=PATH"),
+        ({"corpus": "seame"}, r"says no folder; SEAME: sold by the LDC .*corpus\.x\.folder=PATH"),
         ({"corpus": "seame", "folder": "/no/such"}, "/no/such does not exist; SEAME"),
         ({"corpus": "seame", "download": True}, "seame cannot be downloaded"),
         ({"cuts": {"dev": "/no/such.json"}}, r"corpus\.x\.cuts\.dev: /no/such\.json does not exist"),

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from nemo_merge.stages.workers import JobError, run_jobs
+from nemo_merge.stages.workers import JobError, _shares, run_jobs
 from nemo_merge.training.decode import DecodingJob
 from nemo_merge.training.jobs import Job
 
@@ -40,3 +40,9 @@ def test_what_is_done_before_a_failure_is_named(tmp_path):
 
 def test_nothing_to_do(tmp_path):
     assert list(run_jobs({}, tmp_path, 2, print, together=True)) == []
+
+
+def test_jobs_that_share_processes_are_dealt_out_by_their_work():
+    work = {"long": 10.0, "a": 1.0, "b": 1.0, "middle": 5.0, "c": 1.0, "d": 2.0}
+    assert _shares(work, 2) == [["long"], ["middle", "d", "a", "b", "c"]]
+    assert _shares(dict.fromkeys("abcde", 1.0), 2) == [["a", "c", "e"], ["b", "d"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 from nemo_merge import open_checkpoint
 from nemo_merge.corpora.mini import Sizes, prepare_cuts, prepare_ep_mini, synthesise
+from nemo_merge.errors import ConfigError
 from nemo_merge.training.ctc import TrainingJob
 from nemo_merge.training.decode import DecodingJob, read_hypotheses
 from nemo_merge.training.jobs import read_job, write_job
@@ -86,3 +88,48 @@ def test_training_is_repeatable_and_what_it_saves_decodes(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "ep-mini-telephone_test.json").read_text().splitlines()]
     assert [(item.id, item.text) for item in heard] == [(row["id"], row["text"]) for row in rows]
     assert not [path for path in tmp_path.rglob("*.partial*")]
+
+
+@pytest.mark.slow
+@pytest.mark.nemo
+def test_an_interrupted_training_goes_on(tmp_path):
+    pytest.importorskip("nemo.collections.asr")
+    from omegaconf import OmegaConf
+
+    from nemo_merge.training.ctc import train
+
+    dict(synthesise(tmp_path / "corpus", {"telephone": Sizes(24, 1, 3)}))
+    prepare_ep_mini(tmp_path / "corpus", tmp_path)
+    prepare_cuts(tmp_path, tmp_path, "telephone", "train")
+    model = OmegaConf.to_container(OmegaConf.create(yaml.safe_load(MODEL.read_text())), resolve=True)
+    model["encoder"]["n_layers"] = 1
+    jobs = {
+        name: TrainingJob(
+            output=str(tmp_path / f"{name}.nemo"),
+            cuts=[str(tmp_path / "ep-mini-telephone_cuts_train.jsonl.gz")],
+            steps=8,  # more than an epoch
+            learning_rate=1e-3,
+            batch_size=4,
+            model=model,
+            checkpoint_every=3,
+        )
+        for name in ("whole", "broken")
+    }
+    train(jobs["whole"])
+
+    def interrupt(line):
+        if "step 5" in line:
+            raise RuntimeError("pulled the plug")
+
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        train(jobs["broken"], interrupt)
+    assert (jobs["broken"].checkpoints / "last.ckpt").is_file()
+    other = dataclasses.replace(jobs["broken"], learning_rate=2e-3)
+    with pytest.raises(ConfigError, match="of a run with other settings"):
+        train(other)
+    said: list[str] = []
+    train(jobs["broken"], said.append)
+    assert "going on with" in said[0]
+    whole, broken = (dict(open_checkpoint(tmp_path / f"{name}.nemo")) for name in jobs)
+    assert same(whole, broken)
+    assert not jobs["broken"].checkpoints.exists()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import fft, signal
+from scipy import fft
 
 from .speech import SAMPLE_RATE
 
@@ -76,6 +76,8 @@ class Condition:
 
 def reverberate(x: Samples, t60: float, rng: np.random.Generator) -> Samples:
     """Convolves with a decaying-noise room response of reverberation time ``t60`` seconds."""
+    from scipy import signal
+
     time = np.arange(int(t60 * SAMPLE_RATE)) / SAMPLE_RATE
     response = rng.standard_normal(len(time)) * np.exp(-6.9 * time / t60)
     response[0] = 6.0  # the direct path
@@ -132,6 +134,8 @@ def a_law(x: Samples) -> Samples:
 
 
 def _band(x: Samples, low: float, high: float, rate: int) -> Samples:
+    from scipy import signal
+
     return signal.sosfilt(signal.butter(4, [low, high], btype="band", fs=rate, output="sos"), x)
 
 
@@ -140,6 +144,8 @@ def _radio(x: Samples) -> Samples:
 
 
 def _dull(x: Samples) -> Samples:
+    from scipy import signal
+
     return signal.sosfilt(signal.butter(4, 2500, fs=SAMPLE_RATE, output="sos"), x)
 
 

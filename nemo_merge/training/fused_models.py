@@ -1,0 +1,21 @@
+"""Models that hear through fused encoders, which NeMo restores only where this package says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .. import register
+from ..checkpoints import open_checkpoint
+
+
+def accept_fused(path: Path) -> None:
+    """Registers this package's classes with NeMo if a model needs them, before it is restored.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    with open_checkpoint(path) as checkpoint:
+        preprocessor = checkpoint.metadata.config.get("preprocessor")
+    if isinstance(preprocessor, Mapping) and str(preprocessor.get("_target_")).startswith("nemo_merge.fusion."):
+        register()

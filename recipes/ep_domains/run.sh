@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Ten domains of European Portuguese: a base, ten experts, joint fine-tuning, every merging method with a search.
+#   ./run.sh                                  all stages; what is done already is skipped
+#   ./run.sh --stage 4 --stop_stage 8         from merging on
+#   ./run.sh --config conf/own_corpora.yaml   on corpora of your own
+#   ./run.sh --help                           stages and options
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+root="$(cd "$here/../.." && pwd)"
+
+python="${PYTHON:-python3}"
+if [[ -z "${PYTHON:-}" && -x "$root/.venv/bin/python" ]]; then
+  python="$root/.venv/bin/python"
+fi
+
+printf -v NEMO_MERGE_COMMAND '%q ' "$0" "$@"  # what messages and RESULTS.md call this command
+export NEMO_MERGE_COMMAND
+exec "$python" -m nemo_merge.stages --config "$here/conf/ep_domains.yaml" "$@"
