@@ -253,4 +253,4 @@ def _members(path: Path) -> list[str]:
     import tarfile
 
     with tarfile.open(path) as archive:
-        return archive.getnames()
+        return [name for name in archive.getnames() if name != "."]
