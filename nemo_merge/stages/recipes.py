@@ -192,7 +192,7 @@ TRANSLATION = (
         translation.train,
         options=("seed", "model", "train", "tasks", "groups"),
         after=("cuts",),
-        reads=models.given_files,
+        reads=translation.given_files,
         outputs=translation.model_files,
     ),
     Stage(

@@ -246,6 +246,11 @@ def merge(context: Context) -> None:
         context.say(str(done))
 
 
+def given_files(context: Context) -> list[Path]:
+    """What stage 3 takes from elsewhere."""
+    return [base_path(context)] if context.config["train"]["base"].get("given") else []
+
+
 def joint_name(group: str) -> str:
     """Name of the model that is trained on all tasks of a group at once."""
     return f"{group}-joint"
