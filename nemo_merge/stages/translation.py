@@ -15,8 +15,7 @@ from ..training.jobs import Job
 from . import data
 from .data import cuts_path
 from .engine import Context, identity
-from .models import merged_path, model_path, take_given
-from .placement import PLACEMENT
+from .models import merged_path, model_path
 from .speech_tasks import TASKS, task_cuts
 from .workers import run_jobs
 
@@ -154,8 +153,10 @@ def train(context: Context) -> None:
 def _base(context: Context) -> Path:
     """The base; trained from nothing, its encoder by CTC, its decoder then with all tasks."""
     config = context.config["train"]["base"]
-    path = model_path(context, "base")
-    if "base" in take_given(context):
+    path = base_path(context)
+    if config.get("given"):
+        if not path.is_file():
+            raise ConfigError(f"train.base.given: {path} does not exist")
         return path
     learnt = list(tasks(context.config))
     speech = dict.fromkeys(task.data for task in tasks(context.config).values())
@@ -231,9 +232,7 @@ def merge(context: Context) -> None:
     from .. import merge as merge_checkpoints
 
     (context.expdir / "merged").mkdir(parents=True, exist_ok=True)
-    members, base = groups(context.config), model_path(context, "base")
-    device = "cpu" if PLACEMENT.get().gpus == 0 else context.config["merge"].get("device", "cpu")
-    settings = {"device": device, "workers": context.jobs}
+    members, base = groups(context.config), base_path(context)
     for item in merges(context.config):
         experts = [model_path(context, name) for name in members[item.group]]
         output, part = merged_path(context, item.name), f"merge-{item.name}"
@@ -241,9 +240,15 @@ def merge(context: Context) -> None:
         if context.is_fresh(part, [output], **depends_on):
             context.say(f"{item.name}: merged before")
             continue
-        done = merge_checkpoints(base, experts, output=output, overwrite=True, **{**settings, **item.parameters})
+        done = merge_checkpoints(base, experts, output=output, overwrite=True, workers=context.jobs, **item.parameters)
         context.mark_fresh(part, **depends_on)
         context.say(str(done))
+
+
+def base_path(context: Context) -> Path:
+    """The model that all others start from."""
+    given = context.config["train"]["base"].get("given")
+    return Path(given).expanduser() if given else model_path(context, "base")
 
 
 def given_files(context: Context) -> list[Path]:
@@ -288,7 +293,7 @@ def cut_files(context: Context) -> list[Path]:
 
 def model_files(context: Context) -> list[Path]:
     """What stage 3 leaves."""
-    return [model_path(context, name) for name in ("base", *trained(context.config))]
+    return [base_path(context), *(model_path(context, name) for name in trained(context.config))]
 
 
 def merged_files(context: Context) -> list[Path]:

@@ -17,7 +17,7 @@ from .data import notice
 from .engine import Context, seconds_of
 from .models import merged_path, model_path
 from .results import transcribe_each
-from .translation import Merge, Task, groups, joint_name, merges, task_path, tasks, trained
+from .translation import Merge, Task, base_path, groups, joint_name, merges, task_path, tasks, trained
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -175,9 +175,9 @@ def _texts(context: Context, folder: str, model: str, task: Task) -> tuple[list[
 
 def _models(context: Context) -> dict[str, Path]:
     """All models that do the test sets, by name."""
-    made = {name: model_path(context, name) for name in ("base", *trained(context.config))}
+    made = {name: model_path(context, name) for name in trained(context.config)}
     best = {item.name: merged_path(context, item.name) for item in _chosen(context)}
-    return {**made, **best}
+    return {"base": base_path(context), **made, **best}
 
 
 def _chosen(context: Context) -> list[Merge]:
