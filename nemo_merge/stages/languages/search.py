@@ -177,12 +177,12 @@ def tested(context: Context) -> list[str]:
 
 def models(context: Context) -> dict[str, Path]:
     """All models that are tested, by name."""
-    trained = {name: model_path(context, name) for name in trained_names(context)}
-    return {**trained, **{
-        f"{kind}-{method}": context.expdir / kind / f"{values['name']}.nemo"
-        for kind in ("merged", "extended", "again")
-        for method, values in chosen(context, kind).items()
-    }}  # fmt: skip
+    found = {name: model_path(context, name) for name in trained_names(context)}
+    for kind in ("merged", "extended", "again"):
+        by_method = chosen(context, kind)
+        for method in context.config["merge"]["methods"]:
+            found[f"{kind}-{method}"] = context.expdir / kind / f"{by_method[method]['name']}.nemo"
+    return found
 
 
 def dev(name: str) -> str:
