@@ -14,7 +14,7 @@ PACKAGE = Path(nemo_merge.__file__).parent
 MODULES = sorted(
     ".".join(("nemo_merge", *file.relative_to(PACKAGE).with_suffix("").parts))
     for file in PACKAGE.rglob("*.py")
-    if ">>>" in file.read_text(encoding="utf-8")
+    if any(">>>" in line and "+SKIP" not in line for line in file.read_text(encoding="utf-8").splitlines())
 )
 
 

@@ -77,7 +77,7 @@ class FineTuningJob(Job):
     train: Sequence[SourceLike]
     validation: Mapping[str, SourceLike] = field(default_factory=dict)
     trainable: str | Sequence[str] = "full"
-    labels: Sequence[str] = ()
+    labels: Sequence[str] = field(default_factory=list)
     adapter: Mapping[str, Any] = field(default_factory=dict)
     regulariser: Mapping[str, Any] | None = None
     scale: float = 1.0

@@ -14,42 +14,36 @@ from nemo_merge.corpora.recipes import _downloads, asterisk
 from nemo_merge.errors import ConfigError, CorpusError
 from tests.corpora import layouts
 
-from .test_cli import run
 
-
-def test_corpora(capsys, monkeypatch):
-    code, out, _ = run(capsys, monkeypatch, "corpora")
+def test_corpora(command_line):
+    code, out, _ = command_line("corpora")
     assert code == 0
     assert all(f"\n{corpus.name} " in out or out.startswith(corpus.name) for corpus in corpora())
     assert "(?)" in out
-    code, out, _ = run(capsys, monkeypatch, "corpora", "lectra")
+    code, out, _ = command_line("corpora", "lectra")
     assert code == 0
     for part in ("ELRA-S0366", "check it", "rate=16000", "tested on fixture", "nemo-merge prepare lectra SRC OUT"):
         assert part in out
-    code, out, _ = run(capsys, monkeypatch, "corpora", "--json", "--language", "pt", "--domain", "interviews")
+    code, out, _ = command_line("corpora", "--json", "--language", "pt", "--domain", "interviews")
     found = {entry["name"]: entry for entry in json.loads(out)}
     assert sorted(found) == ["camoes_si", "fala_bracarense"]
     assert found["camoes_si"]["licence_verified"] is False
     assert (found["camoes_si"]["download"], found["fala_bracarense"]["download"]) == (True, False)
-    code, _, err = run(capsys, monkeypatch, "corpora", "lecta")
+    code, _, err = command_line("corpora", "lecta")
     assert (code, "did you mean 'lectra'" in err) == (2, True)
 
 
-def test_prepare_and_export(capsys, monkeypatch, tmp_path):
+def test_prepare_and_export(tmp_path, command_line):
     pytest.importorskip("lhotse")
     source = tmp_path / "source"
     made = layouts.lectra(source)
-    code, out, err = run(
-        capsys, monkeypatch, "prepare", "lectra", str(source), str(tmp_path / "out"), "-j", "2", "rate=16000"
-    )
+    code, out, err = command_line("prepare", "lectra", str(source), str(tmp_path / "out"), "-j", "2", "rate=16000")
     assert (code, err) == (0, "")
     assert "lectra: lectures, pt-PT" in out
     assert all(split in out for split in ("train", "test"))
     layouts.fisher(tmp_path / "fisher")
-    assert run(capsys, monkeypatch, "prepare", "fisher-es-en", str(tmp_path / "fisher"), str(tmp_path / "out"))[0] == 0
-    code, out, _ = run(
-        capsys,
-        monkeypatch,
+    assert command_line("prepare", "fisher-es-en", str(tmp_path / "fisher"), str(tmp_path / "out"))[0] == 0
+    code, out, _ = command_line(
         "export-nemo",
         str(tmp_path / "out"),
         str(tmp_path / "nemo"),
@@ -83,22 +77,22 @@ def test_prepare_and_export(capsys, monkeypatch, tmp_path):
         (["export-nemo", "SRC", "OUT"], "holds no prepared corpus that fits"),
     ],
 )
-def test_problems_are_one_message(arguments, message, capsys, monkeypatch, tmp_path):
+def test_problems_are_one_message(arguments, message, monkeypatch, tmp_path, command_line):
     (tmp_path / "SRC").mkdir()
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(capsys, monkeypatch, *arguments)
+    code, out, err = command_line(*arguments)
     assert (code, out) == (2, "")
     assert message in err
 
 
-def test_strict_stops_with_2(capsys, monkeypatch, tmp_path):
+def test_strict_stops_with_2(tmp_path, command_line):
     pytest.importorskip("lhotse")
     layouts.cng(tmp_path / "source")
     (tmp_path / "source" / "prompts.txt").write_text("p1 o gato mia\n")
     command = ["prepare", "cng", str(tmp_path / "source"), str(tmp_path / "out")]
-    code, out, err = run(capsys, monkeypatch, *command)
+    code, out, err = command_line(*command)
     assert (code, "1 missing text" in out) == (0, True)
-    code, out, err = run(capsys, monkeypatch, *command, "--strict")
+    code, out, err = command_line(*command, "--strict")
     assert (code, out) == (2, "")
     assert "p2.wav: no transcript goes with this audio (strict" in err
 

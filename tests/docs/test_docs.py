@@ -86,7 +86,7 @@ def table_rows(page: Path) -> dict[str, list[str]]:
     rows = {}
     for line in page.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip().strip("*`") for cell in line.strip().strip("|").split("|")]
-        if line.startswith("| ") and cells[0] not in rows and any("[" in cell for cell in cells):
+        if line.startswith("| ") and cells[0] not in rows and any(re.search(r"\[-?\d", cell) for cell in cells):
             rows[cells[0]] = cells[1:]
     return rows
 
@@ -106,6 +106,11 @@ def test_figures_in_the_readme_are_those_of_the_results():
         "recipes/ep_domains/README.md",
         "recipes/ep_domains/RESULTS.md",
         "recipes/whisper/RESULTS.md",
+        "docs/tutorials/add-a-language.md",
+        "recipes/language_extension/RESULTS.md",
+        "docs/tutorials/speech-translation.md",
+        "recipes/speech_translation/README.md",
+        "recipes/speech_translation/RESULTS.md",
         "recipes/ep_mini/RESULTS.md",
         "recipes/ep_mini/README.md",
         "docs/index.md",
