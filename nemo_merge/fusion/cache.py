@@ -78,7 +78,7 @@ def cache_features(
     with NumpyFilesWriter(folder / ARRAYS) as writer:
         rate = preprocessor._sample_rate
         for batch in SimpleCutSampler(cuts.resample(rate), max_duration=max_duration, shuffle=False):
-            audio = [torch.from_numpy(_samples(cut)) for cut in batch]
+            audio = [torch.from_numpy(samples_of(cut)) for cut in batch]
             lengths = torch.tensor([len(samples) for samples in audio])
             padded = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
             features, valid = preprocessor.compute(padded.to(device), lengths.to(device))
@@ -189,7 +189,8 @@ def _check_frozen(preprocessor: Any) -> None:
             raise ConfigError(f"{upstream.name}: is trained (train={upstream.options.train}) and cannot be cached")
 
 
-def _samples(cut: Any) -> np.ndarray:
+def samples_of(cut: Any) -> np.ndarray:
+    """The samples of a cut of one channel."""
     samples = cut.load_audio()
     if samples.shape[0] != 1 or not samples.shape[1]:
         raise AudioError(f"cut {cut.id}: {list(samples.shape)} channels and samples; one channel of some is needed")
