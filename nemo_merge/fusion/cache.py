@@ -191,7 +191,11 @@ def _check_frozen(preprocessor: Any) -> None:
 
 def samples_of(cut: Any) -> np.ndarray:
     """The samples of a cut of one channel."""
-    samples = cut.load_audio()
+    try:
+        samples = cut.load_audio()
+    except Exception as error:  # Lhotse's own, OSError, RuntimeError and others, by what is wrong and who reads
+        reason = (str(error).splitlines() or [""])[0]
+        raise AudioError(f"cut {cut.id}: its audio cannot be read ({type(error).__name__}: {reason})") from error
     if samples.shape[0] != 1 or not samples.shape[1]:
         raise AudioError(f"cut {cut.id}: {list(samples.shape)} channels and samples; one channel of some is needed")
     return np.ascontiguousarray(samples[0], dtype=np.float32)

@@ -141,7 +141,7 @@ def _score(
         value, low, high = bootstrap_interval(
             [counts[0]], counts[1:] or None, blocks=[groups] if groups else None, replications=REPLICATIONS, seed=seed
         )
-        return Interval(-value, -high, -low) if counts[1:] else Interval(1 - value, 1 - high, 1 - low)
+        return Interval(0.0 - value, 0.0 - high, 0.0 - low) if counts[1:] else Interval(1 - value, 1 - high, 1 - low)
 
     singles, kernels, right, place = [], [], [], 0
     for module, own, name in zip(modules, chosen, names, strict=True):

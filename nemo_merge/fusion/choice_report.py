@@ -124,8 +124,9 @@ class UpstreamComparison:
         check_drawing()
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-        figure = Figure(figsize=(12, 5.4), layout="constrained")
+        figure = Figure(figsize=(12, 5.4), layout=ConstrainedLayoutEngine(w_pad=0.15))
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(2, 2, width_ratios=(1.1, 1))
         self._draw_similarity(figure, figure.add_subplot(grid[:, 0]))
@@ -135,7 +136,6 @@ class UpstreamComparison:
             depth = [layer / max(1, item.layers[-1]) for layer in item.layers]
             layers.plot(depth, [100 * each.value for each in item.by_layer], "o-", ms=3, color=colour, label=item.name)
         layers.set_xlabel("depth: first hidden layer 0, last 1", fontsize=8)
-        layers.legend(frameon=False, fontsize=7)
         scores = [(item.name, item.accuracy) for item in self.upstreams]
         scores += [(f"{item.first} + {item.second}", item.accuracy) for item in self.ranking]
         values = [100 * score.value for _, score in scores]
@@ -148,9 +148,9 @@ class UpstreamComparison:
         bars.set_yticks(range(len(scores)), [name for name, _ in scores], fontsize=7)
         bars.invert_yaxis()
         bars.set_xlabel(f"{self.label} found, % of {self.utterances} utterances held out", fontsize=8)
-        layers.axhline(100 * self.chance, color="#c5221f", ls="--", lw=1)
-        bars.axvline(100 * self.chance, color="#c5221f", ls="--", lw=1, label="most frequent class")
-        bars.legend(frameon=False, fontsize=7)
+        layers.axhline(100 * self.chance, color="#c5221f", ls="--", lw=1, label="most frequent class")
+        bars.axvline(100 * self.chance, color="#c5221f", ls="--", lw=1)
+        layers.legend(frameon=False, fontsize=7)
         for axes in (layers, bars):
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=7)

@@ -243,6 +243,11 @@ def broken() -> list[Planted]:
     return [upstream]
 
 
+def without_audio(cuts):
+    rows = json.dumps([cut.to_dict() for cut in cuts])
+    return type(cuts).from_dicts(json.loads(rows.replace(".wav", ".gone")))
+
+
 def other_rate() -> list[Planted]:
     upstream = Planted("telephone", {})
     upstream.sample_rate = 8000
@@ -258,6 +263,7 @@ def other_rate() -> list[Planted]:
         (encoders, lambda cuts: [], {}, AudioError, "there are no cuts"),
         (encoders, lambda cuts: [cut.truncate(duration=0.02) for cut in cuts], {}, AudioError, "shorter than a frame"),
         (encoders, lambda cuts: "nowhere.jsonl", {}, CorpusError, "nowhere.jsonl: no such file"),
+        (encoders, without_audio, {}, AudioError, "audio cannot be read"),
         (broken, None, {}, ConfigError, "cracked: layer 1 is not finite for cut"),
         (other_rate, None, {}, ConfigError, "telephone: 8000 Hz"),
         (list, None, {}, ConfigError, "no list with an entry per encoder"),
