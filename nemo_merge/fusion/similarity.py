@@ -61,7 +61,7 @@ class LayerSimilarity:
             unbiased: whether to estimate without bias; the published formula otherwise.
         """
         count, least = len(self.dims), 4 if unbiased else 1
-        if self.frames < least:
+        if self._shift is None or self.frames < least:
             raise ValueError(f"{self.frames} frames; {least} or more are needed")
         criteria = torch.zeros(count, count, dtype=torch.float64)
         for first in range(count):
@@ -70,8 +70,9 @@ class LayerSimilarity:
                 criteria[first, second] = criteria[second, first] = value
         own = criteria.diagonal()
         scale = torch.outer(own, own).clamp(min=0.0).sqrt()
-        # What rounding leaves of the variance of a constant layer is not signal.
-        signal = (own > 1e-24 * self._norms.cpu().square().clamp(min=1e-300)) & (own > 0)
+        # A layer that is constant but for rounding has no direction to compare.
+        offsets = torch.stack([part.square().sum() for part in self._shift.split(self.dims)])
+        signal = (own > 0) & (self._norms > 1e-14 * self.frames * offsets).cpu()
         return torch.where(torch.outer(signal, signal), criteria / scale, 0.0)
 
     def _spans(self) -> list[tuple[int, int]]:

@@ -68,7 +68,7 @@ def test_rotations_scale_and_shift_change_nothing_but_other_linear_maps_do(layer
 def test_noise_is_unlike_noise_without_bias_and_a_constant_is_like_nothing():
     torch.manual_seed(0)
     one, two = torch.randn(200, 64), torch.randn(200, 64)
-    constant = torch.full((200, 3), 0.1)
+    constant = torch.tensor([1 / 3, 7e3, 0.0]).expand(200, 3)
     matrix = cka(one, two, constant, parts=3)
     assert abs(float(matrix[0, 1])) < 0.03
     assert float(cka(one, two, unbiased=False)[0, 1]) == pytest.approx(64 / 264, abs=0.03)  # what the docs say of it
