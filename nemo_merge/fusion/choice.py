@@ -64,7 +64,8 @@ def compare_upstreams(
         output: a folder for ``choice.json``, ``choice.md`` and ``choice.png``.
         label: what probes tell apart: a field of the supervisions (``language``, ``speaker``), a custom field of
             supervisions or cuts (``domain``), or a function of a cut.
-        layers: which of each encoder's hidden layers; a number takes so many, spread evenly. All by default.
+        layers: which of each encoder's hidden layers; a number takes so many, spread evenly
+            from the last on. All by default.
         seconds: audio to hear; utterances are drawn at random, from each class in turn.
         frames: about how many frames CKA is computed on, evenly spaced over all.
         seed: of the draw, the folds and the bootstrap.
@@ -83,6 +84,7 @@ def compare_upstreams(
     whole_number("frames", frames)
     if not seconds > 0:
         raise ConfigError(f"seconds={seconds!r} is not above 0")
+    drawn, labels = draw(read_cuts(cuts), label, seconds, seed)
     modules, hear = _encoders(upstreams)
     if len({module.sample_rate for module in modules}) > 1:
         heard = ", ".join(f"{module.name}: {module.sample_rate} Hz" for module in modules)
@@ -94,7 +96,6 @@ def compare_upstreams(
             f"CKA between {len(widths)} layers needs {needed / 2**30:.1f} GiB, and {MOST_BYTES >> 30} is the limit; "
             f"take fewer, for example layers={max(1, int(max(map(len, chosen)) * (MOST_BYTES / needed) ** 0.5))}"
         )
-    drawn, labels = draw(read_cuts(cuts), label, seconds, seed)
     shift = common_frame_shift("min", [module.frame_shift for module in modules])
     stride = max(1, int(sum(cut.duration for cut in drawn) / shift / frames))
     similarity = LayerSimilarity(widths)
@@ -215,11 +216,7 @@ def _chosen(layers: int | Sequence[int] | None, module: Upstream) -> list[int]:
         return list(range(module.num_layers))
     if isinstance(layers, int):
         count = min(whole_number("layers", layers), module.num_layers)
-        return (
-            sorted({round(place) for place in np.linspace(0, module.num_layers - 1, count)})
-            if count > 1
-            else [module.num_layers - 1]
-        )
+        return sorted({round(place) for place in np.linspace(module.num_layers - 1, 0, count)})
     missing = [layer for layer in layers if layer not in module.layers]
     if missing or not list(layers):
         raise ConfigError(f"{module.name}: layers={list(layers)} are not some of its {module.layers}")
