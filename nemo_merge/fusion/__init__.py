@@ -11,6 +11,7 @@ from .._lazy import attach
 
 if TYPE_CHECKING:
     from .cache import cache_features as cache_features
+    from .choice import compare_upstreams as compare_upstreams
     from .fused_preprocessor import FusedUpstreamPreprocessor as FusedUpstreamPreprocessor
     from .hconv import CHConv as CHConv
     from .hconv import HConv as HConv
@@ -35,6 +36,7 @@ _HOMES = {
     "LayerInterface": "layer_interface",
     "Upstream": "upstream",
     "cache_features": "cache",
+    "compare_upstreams": "choice",
     "UpstreamFusion": "upstream_fusion",
     "UpstreamOptions": "upstream",
     "WeightedSum": "interfaces",

@@ -78,7 +78,7 @@ def cache_features(
     with NumpyFilesWriter(folder / ARRAYS) as writer:
         rate = preprocessor._sample_rate
         for batch in SimpleCutSampler(cuts.resample(rate), max_duration=max_duration, shuffle=False):
-            audio = [torch.from_numpy(_samples(cut)) for cut in batch]
+            audio = [torch.from_numpy(samples_of(cut)) for cut in batch]
             lengths = torch.tensor([len(samples) for samples in audio])
             padded = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
             features, valid = preprocessor.compute(padded.to(device), lengths.to(device))
@@ -189,8 +189,13 @@ def _check_frozen(preprocessor: Any) -> None:
             raise ConfigError(f"{upstream.name}: is trained (train={upstream.options.train}) and cannot be cached")
 
 
-def _samples(cut: Any) -> np.ndarray:
-    samples = cut.load_audio()
+def samples_of(cut: Any) -> np.ndarray:
+    """The samples of a cut of one channel."""
+    try:
+        samples = cut.load_audio()
+    except Exception as error:  # Lhotse's own, OSError, RuntimeError and others, by what is wrong and who reads
+        reason = (str(error).splitlines() or [""])[0]
+        raise AudioError(f"cut {cut.id}: its audio cannot be read ({type(error).__name__}: {reason})") from error
     if samples.shape[0] != 1 or not samples.shape[1]:
         raise AudioError(f"cut {cut.id}: {list(samples.shape)} channels and samples; one channel of some is needed")
     return np.ascontiguousarray(samples[0], dtype=np.float32)
