@@ -41,6 +41,7 @@ class Stage:
         options: top-level keys of the configuration that change its result.
         after: stages whose results it reads.
         outputs: files that it leaves; if one is gone, it runs again, and if one changed, the stages after it do.
+        without: files of those stages that it does without, and that may be gone.
         reads: files from elsewhere that it takes, such as models that the user has; if one changed, it runs again.
     """
 
@@ -50,6 +51,7 @@ class Stage:
     options: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     outputs: Callable[[Context], Sequence[Path]] = lambda context: ()
+    without: Callable[[Context], Sequence[Path]] = lambda context: ()
     reads: Callable[[Context], Sequence[Path]] = lambda context: ()
 
     @property
@@ -217,7 +219,8 @@ def _check_done(stage: Stage, needed: str, maker: Stage | None, context: Context
             f"which has not run in {context.expdir}; start with --stage {number}"
         )
     expected = [*map(Path, marker.get("outputs", ())), *(maker.outputs(context) if maker else ())]
-    if gone := [path for path in expected if not path.exists()]:
+    spared = set(stage.without(context))
+    if gone := [path for path in expected if path not in spared and not path.exists()]:
         raise ConfigError(
             f"{stage.label} needs {gone[0]}, which stage {number} ({needed}) makes and which is not there; "
             f"start with --stage {number}"

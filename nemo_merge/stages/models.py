@@ -70,7 +70,7 @@ def given_models(context: Context) -> dict[str, Path]:
         if domain not in domains:
             raise ConfigError(f"train.experts.given: there is no domain {domain!r}{did_you_mean(str(domain), domains)}")
     given = {name: path for name, path in {"base": settings["base"].get("given"), **experts}.items() if path}
-    if "base" not in given and not settings["base"].get("data"):
+    if "base" not in given and not settings["base"].get("data") and not on_whisper(context.config):
         raise ConfigError(
             "train.base: give a model, train.base.given=PATH, or the sets to train one on, train.base.data"
         )

@@ -268,6 +268,7 @@ LANGUAGE = (
         languages_search.decode,
         options=("decode", "untouched"),
         after=("cuts", "train", "merge", "extend"),
+        without=languages_training.training_files,
         outputs=languages_search.hypothesis_files,
     ),
     Stage(

@@ -131,6 +131,12 @@ def cut_files(context: Context) -> list[Path]:
     return [*data.cut_files(context), *(spoken_path(context, name) for name in context.config.get("read_aloud") or {})]
 
 
+def training_files(context: Context) -> list[Path]:
+    """What of stage 2 only training reads."""
+    training = [item.cuts_path(context, "train") for item in data.speech_sets(context).by_name.values()]
+    return [*training, *(spoken_path(context, name) for name in context.config.get("read_aloud") or {})]
+
+
 def model_files(context: Context) -> list[Path]:
     """What stage 3 leaves."""
     return [model_path(context, name) for name in trained_names(context)]
