@@ -34,7 +34,8 @@ TINY = [
     "train.base.steps=2", "train.base.warmup_steps=1", "train.base.batch_size=4", "model.encoder.n_layers=1",
     "train.experts.steps=2", "train.experts.batch_size=4", "train.experts.optim.sched.max_steps=2",
     "train.experts.optim.sched.warmup_steps=1", "train.joint.steps=2", "train.joint.optim.sched.max_steps=2",
-    "merge.methods={lors:{search:{scale:[0.5,1.0]}},ties:{search:{scale:[1.0]}}}",
+    "merge.methods.lors.search.scale=[0.5,1.0]", "merge.methods.task_arithmetic.search.scale=[0.4]",
+    "merge.methods.task_arithmetic.extend={weight:[1.0],kept:[1.0]}",
     "extend.search={weight:[1.0],kept:[1.0,0.75]}",
 ]  # fmt: skip
 
@@ -190,7 +191,7 @@ def test_a_language_is_added_without_any_training_data(tmp_path):
         assert len(picture) < 100_000
     scores = json.loads((tmp_path / "exp" / "scores.json").read_text())
     assert scores["training_data"] == []
-    assert set(scores["methods"]["cer"]) == {"lors", "ties", "joint"}
+    assert set(scores["methods"]["cer"]) == {"lors", "ties", "task_arithmetic", "tsvm", "boosted_tsvm", "joint"}
 
     from nemo_merge import open_checkpoint
 

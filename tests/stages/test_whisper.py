@@ -171,5 +171,6 @@ def test_the_recipe(tmp_path):
 
     again = run(tmp_path, "decode.beam=3")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert re.findall(r"START stage \d \((\w+)\)", again.stdout) == ["decode", "score", "report"]
+    started = re.findall(r"START stage \d \((\w+)\)", again.stdout)
+    assert started[:2] == ["decode", "score"]  # and the report, where another beam finds other words
     assert "decoded before" not in again.stdout
