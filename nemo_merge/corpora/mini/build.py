@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -105,8 +106,10 @@ def _make_set(task: tuple[str, str, Sizes, int]) -> str:
 
     output, name, sizes, seed = task
     grammar = load(name)
-    folder, partial = Path(output) / name, Path(output) / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    folder, partial = Path(output) / name, Path(output) / f".{name}.{os.getpid()}.partial"
+    # A worker whose parent was killed may still write to its own; without the folder it ends.
+    for left in Path(output).glob(f".{name}.*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     babble = _babble(grammar, seed) if any(condition.babble for condition in grammar.conditions) else None
     with open(partial / "utterances.jsonl", "w", encoding="utf-8") as metadata:

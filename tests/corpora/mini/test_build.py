@@ -108,3 +108,12 @@ def test_language_switching_changes_the_reading():
     plain = engine.say(f"<speak>o {words}</speak>", "pt", Voice("f3"), ssml=True)
     switched = engine.say(f'<speak>o <voice xml:lang="en">{words}</voice></speak>', "pt", Voice("f3"), ssml=True)
     assert abs(len(plain) - len(switched)) > 0.05 * len(plain)
+
+
+def test_what_a_killed_run_left_does_no_harm(tmp_path):
+    """Its workers may live on for a while and write to their own folder."""
+    left = tmp_path / ".telephone.1.partial"
+    (left / "train").mkdir(parents=True)
+    (left / "train" / "half.flac").write_bytes(b"fLaC")
+    assert list(synthesise(tmp_path, {"telephone": Sizes(1, 0, 0)})) == [("telephone", True)]
+    assert [path.name for path in tmp_path.iterdir()] == ["telephone"]
