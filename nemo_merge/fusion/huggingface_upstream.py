@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,9 +63,9 @@ class _HuggingFace(Upstream):
         self.frame_shift = frame_shift_of(config)
 
     @property
+    @abstractmethod
     def _model_class(self) -> Any:
         """Class of the whole model, as checkpoints have it."""
-        raise NotImplementedError
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         self._take(self._model_class.from_pretrained(None, config=self.config, state_dict=dict(weights)))
@@ -80,8 +81,9 @@ class _HuggingFace(Upstream):
             raise CheckpointError(f"{path}: tensor {missing[0]!r} and {len(missing) - 1} more are missing")
         self._take(model)
 
+    @abstractmethod
     def _take(self, model: nn.Module) -> None:
-        raise NotImplementedError
+        """Keeps what is heard with: the encoder."""
 
     def _layers_of(self, encoder: Any, *args: Any, **kwargs: Any) -> list[Tensor]:
         with Capture() as capture:

@@ -5,13 +5,6 @@
 #   ./run.sh --help                   stages and options
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-root="$(cd "$here/../.." && pwd)"
+source "$here/../stages.sh" "$@"
 
-python="${PYTHON:-python3}"
-if [[ -z "${PYTHON:-}" && -x "$root/.venv/bin/python" ]]; then
-  python="$root/.venv/bin/python"
-fi
-
-printf -v NEMO_MERGE_COMMAND '%q ' "$0" "$@"  # what messages and RESULTS.md call this command
-export NEMO_MERGE_COMMAND
 exec "$python" -m nemo_merge.stages --config "$here/conf/speech_translation.yaml" "$@"

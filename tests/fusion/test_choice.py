@@ -123,7 +123,7 @@ class Planted(Upstream):
         return layers, lengths // self.hop
 
     def load_weights(self, weights):
-        raise NotImplementedError
+        pytest.fail("a comparison hears with the encoders as they are")
 
     encoder = lora_targets = property(lambda self: self)
 
