@@ -100,12 +100,18 @@ def decode_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def heard_in(context: Context, name: str, file: Path) -> list[Hypothesis]:
+    """What a model recognised in a set, through the text profile that stage 2 puts the set's transcripts through."""
+    rewrite = speech_sets(context)[name].rewrite
+    return [replace(item, pred_text=rewrite(item.pred_text)) for item in read_hypotheses(file)]
+
+
 def score(context: Context) -> None:
     """Stage 7: word error rates with confidence intervals, and every merge against the baseline."""
     sets = list(context.config["decode"]["sets"])
     domains = list(context.config["domains"])
     heard = {
-        model: {name: read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl") for name in sets}
+        model: {name: heard_in(context, name, context.expdir / "decode" / model / f"{name}.jsonl") for name in sets}
         for model in _models(context)
     }
     errors = {
@@ -171,6 +177,7 @@ def report_options(context: Context, *, speech: bool = True) -> ReportOptions:
     """What goes into the page; without examples and audio if it is for others."""
     from ..reporting.experiment import ReportOptions
 
+    found = speech_sets(context)
     options = ReportOptions(
         title=context.config["title"],
         notice=notice(context),
@@ -179,6 +186,7 @@ def report_options(context: Context, *, speech: bool = True) -> ReportOptions:
         groups={title.capitalize(): list(sets) for title, sets in _other_sets(context).items()},
         baseline=context.config["score"]["baseline"],
         command=context.config["command"],
+        rewrite={name: found[name].rewrite for name in context.config["decode"]["sets"]},
     )
     return options if speech else replace(options, worst=0, audio_limit=0)
 

@@ -13,14 +13,13 @@ import numpy as np
 from ..reporting.retention import write_results
 from ..scoring.error_rates import ErrorCounts, sum_counts, utterance_errors
 from ..scoring.retention import bootstrap_measure, mean_rate, relative_change
-from ..scoring.text import normaliser
 from ..scoring.tokens import mixed_tokens
-from ..training.decode import read_hypotheses
 from .adaptation import adapted_path, adapts, evaluated, tuned_path
 from .compared import Setting, settings
 from .data import cuts_path, notice, speech_sets
 from .engine import Context
 from .models import model_path
+from .results import heard_in
 from .sets import OwnSet
 from .switching import Switching, read_switching
 
@@ -187,26 +186,19 @@ def _reader(context: Context, split: str, words: Switching | None = None) -> Cal
     former it is the word error rate.
     """
     source, target = context.config["source"], context.config["target"]
-    rewrite = {name: _rewrite(context, name) for name in (*source, target)}
 
     @cache
     def read(model: str) -> _Heard:
         errors, at_words = {}, {}
         for name in (*source, target):
-            heard = read_hypotheses(context.expdir / "decode" / model / f"{evaluated(name, split)}.jsonl")
-            texts = {item.id: rewrite[name](item.pred_text) for item in heard}
+            heard = heard_in(context, name, context.expdir / "decode" / model / f"{evaluated(name, split)}.jsonl")
+            texts = {item.id: item.pred_text for item in heard}
             errors[name] = utterance_errors([item.text or "" for item in heard], [*texts.values()], mixed_tokens)
             if name == target and words:
                 at_words = words.errors(texts)
         return _Heard({name: errors[name] for name in source}, {target: errors[target]}, at_words)
 
     return read
-
-
-def _rewrite(context: Context, name: str) -> Callable[[str], str]:
-    """What the transcripts of a set are put through in stage 2, so that what was heard is written alike."""
-    item = speech_sets(context)[name]
-    return normaliser(item.text, item.language) if isinstance(item, OwnSet) and item.text else str
 
 
 def switching(context: Context) -> Switching:
@@ -218,7 +210,7 @@ def switching(context: Context) -> Switching:
     used = {said.id for cut in CutSet.from_file(path) for said in cut.supervisions}
     original = item.source(context, "test") if isinstance(item, OwnSet) else path
     spoken = (said for cut in CutSet.from_file(original) for said in cut.supervisions if said.id in used)
-    return read_switching(spoken, _rewrite(context, name))
+    return read_switching(spoken, item.rewrite)
 
 
 def _together(runs: Sequence[_Heard]) -> _Heard:

@@ -57,6 +57,11 @@ class SpeechSet(ABC):
     def splits(self, context: Context) -> Sequence[str]:
         """Which of ``train``, ``dev``, ``test`` it has; none where that is known only after preparation."""
 
+    @property
+    def rewrite(self) -> Callable[[str], str]:
+        """What its transcripts are put through in stage 2, and later what was heard, so that both are written alike."""
+        return str
+
     def cuts_path(self, context: Context, split: str) -> Path:
         """Where stage 2 writes the cuts of a split."""
         return context.datadir / "cuts" / f"{self.stem}_cuts_{split}.jsonl.gz"
@@ -97,6 +102,12 @@ class OwnSet(SpeechSet):
     def stem(self) -> str:
         return self.name.replace("_", "-")
 
+    @property
+    def rewrite(self) -> Callable[[str], str]:
+        from ..scoring.text.profiles import normaliser
+
+        return normaliser(self.text, self.language) if self.text else str
+
     @abstractmethod
     def prepare(self, context: Context) -> list[Path]:
         """Makes Lhotse manifests where there are none; returns what it leaves."""
@@ -119,17 +130,12 @@ class OwnSet(SpeechSet):
         except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
             raise CorpusError(f"{path}: cannot be read as Lhotse cuts ({type(error).__name__}: {error})") from error
         if self.text:
-            kept = [cut for cut in map(self._rewriter(), kept) if _text(cut)]
+            rewrite = self.rewrite
+            rewritten = (cut.map_supervisions(lambda said: said.transform_text(rewrite)) for cut in kept)
+            kept = [cut for cut in rewritten if _text(cut)]
         if not kept:
             raise CorpusError(f"{path}: there is no cut with a transcript")
         return CutSet.from_cuts(kept)
-
-    def _rewriter(self) -> Callable[[Any], Any]:
-        from ..scoring.text.profiles import normaliser
-
-        assert self.text is not None
-        rewrite = normaliser(self.text, self.language)
-        return lambda cut: cut.map_supervisions(lambda said: said.transform_text(rewrite))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..training.decode import read_hypotheses
 from .data import notice
 from .engine import Context, seconds_of
 from .models import merged_path, model_path
-from .results import transcribe_each
+from .results import heard_in, transcribe_each
 from .translation import Merge, Task, base_path, groups, joint_name, merges, task_path, tasks, trained
 
 if TYPE_CHECKING:
@@ -169,7 +169,8 @@ def _shown(context: Context, model: str, task: Task, found: Score) -> dict[str, 
 
 
 def _texts(context: Context, folder: str, model: str, task: Task) -> tuple[list[str], list[str]]:
-    heard = read_hypotheses(context.expdir / folder / model / f"{task.name}.jsonl")
+    file = context.expdir / folder / model / f"{task.name}.jsonl"
+    heard = read_hypotheses(file) if task.translates else heard_in(context, task.data, file)
     return [item.text or "" for item in heard], [item.pred_text for item in heard]
 
 

@@ -211,10 +211,15 @@ def test_both_transcripts_are_put_through_the_profile(config, tmp_path):
     context = Context(config, tmp_path, tmp_path)
     (tmp_path / "decode" / "base").mkdir(parents=True)
     line = {"id": "a", "text": "O gato, preto.", "pred_text": "o Gato preto!"}
-    (tmp_path / "decode" / "base" / "news.jsonl").write_text(json.dumps(line) + "\n")
-    assert search.heard(context, "base", "news") == [("O gato, preto.", "o Gato preto!")]
+    (tmp_path / "decode" / "base" / "telephone.jsonl").write_text(json.dumps(line) + "\n")
+    assert search.heard(context, "base", "telephone") == [("O gato, preto.", "o Gato preto!")]
+    config["corpus"]["telephone"] = {
+        "cuts": {"test": "telephone.json"},
+        "text": "words",
+    }  # stage 2 rewrites what was said
+    assert search.heard(context, "base", "telephone") == [("O gato, preto.", "o gato preto")]
     config["evaluate"]["text"] = "whisper_basic"
-    assert search.heard(context, "base", "news") == [("o gato preto", "o gato preto")]
+    assert search.heard(context, "base", "telephone") == [("o gato preto", "o gato preto")]
 
 
 def test_means_weigh_sets_alike_and_seeds_together():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...checkpoints import check_output
@@ -11,7 +11,7 @@ from ...checkpoints._work import write_whole
 from ...errors import ConfigError, NemoMergeError, TranscriptError, did_you_mean
 from ...scoring.evaluation import TOKENS, Options
 from ...scoring.normalised import TextOptions, drop_empty
-from ...scoring.transcripts import Problems
+from ...scoring.transcripts import Problems, Row
 from ..environment import environment
 from .charts import Scatter, pareto
 from .folder import Roles, read_experiment
@@ -37,6 +37,7 @@ class ReportOptions:
         metric: ``wer``, ``cer`` or ``mixed``.
         text: what is done to texts first; by default nothing if a recipe made the folder, so that figures agree with
             its ``RESULTS.md``, else Whisper's basic profile.
+        rewrite: before that, what is done to what was heard, by test set, where references are written so already.
         replications: draws for the intervals.
         worst: number of utterances shown.
         worst_of: the system that they are of; by default the merge with the smallest mean over the first group.
@@ -55,6 +56,7 @@ class ReportOptions:
     baseline: str | None = None
     metric: str = "wer"
     text: TextOptions | None = None
+    rewrite: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
     replications: int = 2000
     worst: int = 12
     worst_of: str | None = None
@@ -98,6 +100,7 @@ def write_page(folder: Path, output: Path, options: ReportOptions | None = None,
 def build_page(folder: Path, options: ReportOptions) -> Page:
     """Everything that the page shows; raises what :func:`write_page` does."""
     experiment = read_experiment(folder, options.reference)
+    experiment = replace(experiment, rows=[_rewritten(row, options.rewrite) for row in experiment.rows])
     roles = experiment.roles(options.base, options.experts, options.baseline)
     if options.worst_of is not None and options.worst_of not in experiment.systems:
         raise ConfigError(
@@ -148,6 +151,11 @@ def build_page(folder: Path, options: ReportOptions) -> Page:
         command=options.command,
         environment=environment(),
     )
+
+
+def _rewritten(row: Row, by_set: Mapping[str, Callable[[str], str]]) -> Row:
+    rewrite = by_set.get(row.set, str)
+    return replace(row, heard={system: rewrite(text) for system, text in row.heard.items()})
 
 
 def best_system(section: Section, roles: Roles) -> str:

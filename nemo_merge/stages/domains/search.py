@@ -15,11 +15,10 @@ from ...errors import ConfigError
 from ...methods import Method, PostProcessor
 from ...scoring import normaliser
 from ...scoring.error_rates import word_error_rate
-from ...training.decode import read_hypotheses
 from ..data import cuts_path
 from ..engine import Context, identity
 from ..models import model_path, suffix
-from ..results import transcribe_all
+from ..results import heard_in, transcribe_all
 from .experiment import check, expert_path, merge_path, retained
 
 _PREFIX = "search-"
@@ -217,8 +216,8 @@ def _row(context: Context, item: Candidate, kept: Iterable[str]) -> dict[str, An
 
 
 def heard(context: Context, model: str, name: str) -> list[tuple[str, str]]:
-    """What was said and what a model recognised, in the text profile ``evaluate.text`` if there is one."""
-    found = read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl")
+    """What was said and what a model recognised, in the text profiles of the set and ``evaluate.text``."""
+    found = heard_in(context, name, context.expdir / "decode" / model / f"{name}.jsonl")
     profile = context.config["evaluate"].get("text")
     rewrite = normaliser(profile) if profile else str
     return [(rewrite(item.text or ""), rewrite(item.pred_text)) for item in found]

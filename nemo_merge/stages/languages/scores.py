@@ -31,7 +31,7 @@ def score(context: Context) -> None:
     table: dict[str, Any] = {"rates": {}, "methods": {}}
     for metric in METRICS:
         heard: dict[str, Errors] = {
-            model: {name: errors(hypotheses(context, model, test(name)), metric) for name in tested(context)}
+            model: {name: errors(hypotheses(context, model, name, test), metric) for name in tested(context)}
             for model in models(context)
         }
         table["rates"][metric] = {

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ...scoring.error_rates import sum_counts
-from ...training.decode import Hypothesis, read_hypotheses
+from ...training.decode import Hypothesis
 from ..data import cuts_path
 from ..engine import Context
 from ..models import model_path
-from ..results import transcribe_all
+from ..results import heard_in, transcribe_all
 from .choice import Choice, choose, errors
 from .training import trained_names
 
@@ -101,7 +101,7 @@ def _try(context: Context, kinds: Sequence[str], languages: Sequence[str]) -> li
     transcribe_all(context, everything, {dev(name): cuts_path(context, name, "dev") for name in languages})
     return [
         {
-            name: {item: sum_counts(errors(hypotheses(context, name, dev(item)), "cer")).rate for item in languages}
+            name: {item: sum_counts(errors(hypotheses(context, name, item, dev), "cer")).rate for item in languages}
             for name in made
         }
         for made in paths.values()
@@ -195,9 +195,9 @@ def test(name: str) -> str:
     return f"{name}-test"
 
 
-def hypotheses(context: Context, model: str, name: str) -> list[Hypothesis]:
-    """What a model heard in a set."""
-    return read_hypotheses(context.expdir / "decode" / model / f"{name}.jsonl")
+def hypotheses(context: Context, model: str, name: str, of: Callable[[str], str]) -> list[Hypothesis]:
+    """What a model heard in a language's set, :func:`dev` or :func:`test`."""
+    return heard_in(context, name, context.expdir / "decode" / model / f"{of(name)}.jsonl")
 
 
 def merged_files(context: Context) -> list[Path]:
