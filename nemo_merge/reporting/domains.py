@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..scoring import Interval
-from .environment import environment
+from .document import write_document
 from .findings import FAMILIES, findings
 from .markdown import p_value, percent, table
 from .results import draw_bars, shown, signed
@@ -53,9 +53,6 @@ def write_results(
     found = findings(scores)
     kept = [name for name in scores["groups"] if name not in ("in domain", "out of domain")]
     parts = [
-        f"# {title}",
-        *filter(None, [notice]),
-        f"Made by `{command}`.",
         "## Word error rate, %",
         "<!-- --8<-- [start:results] -->",
         _main_table(scores, kept),
@@ -94,12 +91,8 @@ def write_results(
         _full_table(scores, titles),
         "## Every setting that was tried",
         _search_table(search),
-        "## Environment",
-        table(["", ""], [[key, value] for key, value in environment().items()]),
-        "Seconds by stage: " + ", ".join(f"{name} {value:.0f}" for name, value in stage_seconds.items()) + ".",
     ]
-    results = folder / "RESULTS.md"
-    results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    results = write_document(folder / "RESULTS.md", title, notice, command, parts, stage_seconds)
     return [results, bars, trade_off]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .environment import environment
+from .document import write_document
 from .markdown import table
 
 KINDS = {"merged": "merged", "extended": "extended", "again": "merged again"}
@@ -27,6 +27,7 @@ def write_results(
     new: tuple[str, str],
     untouched: Mapping[str, str],
     tolerance: float,
+    stage_seconds: Mapping[str, float],
 ) -> list[Path]:
     """Writes ``RESULTS.md``, ``languages.png`` and ``trade_off.png`` and returns their paths.
 
@@ -40,6 +41,7 @@ def write_results(
         new: name and title of the language that was added.
         untouched: titles of languages without an expert.
         tolerance: share of the old languages' error rate that the search on development sets allowed to lose.
+        stage_seconds: wall-clock seconds of every stage.
     """
     pictures = [folder / "languages.png", folder / "trade_off.png"]
     titles = {**old, new[0]: new[1], **untouched}
@@ -53,9 +55,6 @@ def write_results(
         else ""
     )
     parts = [
-        f"# {title}",
-        notice,
-        f"Made by `{command}`.",
         f"## {new[1]} is added to {', '.join(old.values())}",
         "<!-- --8<-- [start:results] -->",
         *(_main_table(scores, metric, old, new) for metric in METRICS),
@@ -88,11 +87,8 @@ def write_results(
             "the earlier ones have 1; *kept*: factor on the scale of the merged model."
         ),
         f"![Development sets: the new language against the old ones]({pictures[1].name})",
-        "## Environment",
-        table(["", ""], [[key, value] for key, value in environment().items()]),
     ]
-    results = folder / "RESULTS.md"
-    results.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    results = write_document(folder / "RESULTS.md", title, notice, command, parts, stage_seconds)
     return [results, *pictures]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..scoring import Interval
-from .environment import environment
+from .document import write_document
 from .markdown import p_value, table
 
 _MERGES_BY_DOMAIN = 8  # with more of them, bars by domain cannot be told apart
@@ -85,9 +85,6 @@ def write_results(
     picture = folder / "wer.png"
     draw_error_rates(picture, scores, domains, list(merges), notice)
     parts = [
-        f"# {title}",
-        *filter(None, [notice]),
-        f"Made by `{command}`.",
         "## Word error rate, %",
         "<!-- --8<-- [start:results] -->",
         _main_table(scores, domains, others, merges, merge_seconds),
@@ -104,12 +101,8 @@ def write_results(
         "## Every model on every set",
         _full_table(scores),
         *(["## Models", _files_table(models)] if models else []),
-        "## Environment",
-        table(["", ""], [[key, value] for key, value in environment().items()]),
-        "Seconds by stage: " + ", ".join(f"{name} {value:.0f}" for name, value in stage_seconds.items()) + ".",
     ]
-    results = folder / "RESULTS.md"
-    results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    results = write_document(folder / "RESULTS.md", title, notice, command, parts, stage_seconds)
     return [results, picture]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..scoring import Interval
-from .environment import environment
+from .document import write_document
 from .markdown import percent, rate, table
 from .switching import switching_section
 
@@ -27,6 +27,7 @@ def write_results(
     labels: Mapping[str, tuple[str, str]],
     seeds: int,
     tolerance: float,
+    stage_seconds: Mapping[str, float],
 ) -> list[Path]:
     """Writes ``RESULTS.md`` and ``trade_off.png`` and returns their paths.
 
@@ -41,6 +42,7 @@ def write_results(
         labels: how each method is shown, and the symbol of the parameter that it sweeps.
         seeds: number of runs of every setting.
         tolerance: target error rate above the reference's that a chosen setting may have, as a share.
+        stage_seconds: wall-clock seconds of every stage.
     """
     picture = folder / "trade_off.png"
     draw_trade_off(picture, scores, labels, target, notice)
@@ -48,9 +50,6 @@ def write_results(
     reference = labels[scores["reference"]][0]
     spoken = f"means over {seeds} seeds" if seeds > 1 else "one seed"
     parts = [
-        f"# {title}",
-        *filter(None, [notice]),
-        f"Made by `{command}`.",
         "## What is learnt and what is lost",
         "<!-- --8<-- [start:results] -->",
         _main_table(scores, rows, labels, target, reference),
@@ -88,11 +87,8 @@ def write_results(
         ),
         "## Every set",
         _set_table(scores, labels, {**source, **{_target_name(scores, source): target}}),
-        "## Environment",
-        table(["", ""], [[key, value] for key, value in environment().items()]),
     ]
-    results = folder / "RESULTS.md"
-    results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    results = write_document(folder / "RESULTS.md", title, notice, command, parts, stage_seconds)
     return [results, picture]
 
 
