@@ -10,8 +10,8 @@ from typing import Any
 from ..scoring import Interval
 from .document import write_document
 from .findings import FAMILIES, findings
-from .markdown import p_value, percent, table
-from .results import draw_bars, shown, signed
+from .markdown import p_value, percent, rate, signed, table
+from .results import draw_bars
 
 Row = Mapping[str, Any]
 _COLOURS = {"parameter space": "#2a6fbb", "task vectors": "#e0912f", "task subspace": "#2b8a57"}
@@ -135,7 +135,7 @@ def _main_table(scores: Mapping[str, Any], kept: Sequence[str]) -> str:
                 *(_number(row, item) for item in outside),
                 _shown(row, "full"),
                 f"{100 * row['by area']:.1f}" if "by area" in row else "",
-                signed(Interval(*against)) if against else "",
+                signed(against) if against else "",
                 p_value(test["p_holm"]) if test else "",
                 *(_number(row, item) for item in kept),
             ]
@@ -292,7 +292,7 @@ def _number(row: Row, mean: str) -> str:
 
 
 def _shown(row: Row, mean: str) -> str:
-    return shown(Interval(*row["means"][mean]["interval"])) if mean in row["means"] else ""
+    return rate(row["means"][mean]["interval"]) if mean in row["means"] else ""
 
 
 def _spread(row: Row, mean: str) -> str:
@@ -305,7 +305,7 @@ def _set_rate(row: Row, name: str) -> str:
 
 
 def _set_interval(row: Row, name: str) -> str:
-    return shown(Interval(*row["sets"][name]["interval"]))
+    return rate(row["sets"][name]["interval"])
 
 
 def _percent(value: float | None) -> str:

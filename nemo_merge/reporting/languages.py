@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .document import write_document
-from .markdown import table
+from .markdown import rate, table
 
 KINDS = {"merged": "merged", "extended": "extended", "again": "merged again"}
 """Models of every method: of the old experts; with the new expert added to it; of all experts at once."""
@@ -167,7 +167,7 @@ def _main_table(scores: Mapping[str, Any], metric: str, old: Mapping[str, str], 
         lost = measures.get("lost") or {}
         return [
             label,
-            _rate(rates[model][name]["interval"]),
+            rate(rates[model][name]["interval"]),
             _share(measures.get("gain")),
             f"{100 * mean:.1f}",
             _signed(measures.get("loss")),
@@ -188,7 +188,7 @@ def _language_table(scores: Mapping[str, Any], metric: str, titles: Mapping[str,
     rows = []
     for model, rates in scores["rates"][metric].items():
         label = f"expert: {titles[model]}" if model in titles else model
-        rows.append([label, *(_rate(rates[name]["interval"]) for name in titles)])
+        rows.append([label, *(rate(rates[name]["interval"]) for name in titles)])
     return table([f"{METRICS[metric]} error rate", *titles.values()], rows)
 
 
@@ -213,10 +213,6 @@ def _data_sentence(seen: Sequence[str], titles: Mapping[str, str]) -> str:
 
 def _mean(rates: Mapping[str, float], names: Sequence[str]) -> float:
     return sum(rates[name] for name in names) / len(names)
-
-
-def _rate(value: Sequence[float]) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * item for item in value))
 
 
 def _signed(value: Sequence[float] | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..scoring import Interval
 from .document import write_document
-from .markdown import p_value, table
+from .markdown import p_value, rate, signed, table
 
 _MERGES_BY_DOMAIN = 8  # with more of them, bars by domain cannot be told apart
 
@@ -236,13 +236,13 @@ def _main_table(
     rows = []
     for model in ("base", *domains, *merges):
         label = f"expert: {domains[model]}" if model in domains else _merge_label(model, merges.get(model, {}))
-        cells = [shown(scores.interval(model, name)) for name in domains]
+        cells = [rate(scores.interval(model, name)) for name in domains]
         difference = scores.against.get(model)
         rows.append(
             [
                 label,
                 *cells,
-                f"**{shown(scores.means[model])}**",
+                f"**{rate(scores.means[model])}**",
                 signed(difference) if difference else "",
                 p_value(scores.significance[model]) if difference else "",
                 *(f"{100 * scores.mean(model, list(titles)):.1f}" for titles in others.values()),
@@ -282,13 +282,3 @@ def _merge_label(name: str, parameters: Mapping[str, Any]) -> str:
         if key != "method"
     )
     return f"{name} ({shown})" if shown else name
-
-
-def shown(value: Interval) -> str:
-    """An error rate in per cent with its interval."""
-    return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
-
-
-def signed(value: Interval) -> str:
-    """A difference of error rates in points with its interval."""
-    return f"{100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"

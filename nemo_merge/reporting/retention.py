@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..scoring import Interval
 from .document import write_document
-from .markdown import percent, rate, table
+from .markdown import percent, rate, signed, table
 from .switching import switching_section
 
 Row = Mapping[str, Any]
@@ -162,7 +161,7 @@ def _main_table(
     for row in rows:
         rates = [rate(row[key]) for key in ("target", "source")]
         keys = ("forgetting", "backward_gain", "recovered", "new_domain_drop", "gain_kept")
-        measures = [_signed(row[key]) for key in keys]
+        measures = [signed(row[key]) for key in keys]
         if row["name"] == scores["reference"]:
             measures[1:] = [""] * (len(keys) - 1)
         cells.append([_label(row, labels), *rates, *measures])
@@ -170,11 +169,12 @@ def _main_table(
 
 
 def _level_table(scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]]) -> str:
-    def shown(value: Sequence[float] | None) -> str:
-        return "" if value is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * item for item in value))
-
     header = ["method", *(f"old domains, new at {percent(level)}" for level in scores["levels"])]
-    rows = [[labels[name][0], *map(shown, values)] for name, values in scores["at_level"].items() if any(values)]
+    rows = [
+        [labels[name][0], *(rate(value) if value else "" for value in values)]
+        for name, values in scores["at_level"].items()
+        if any(values)
+    ]
     return table(header, rows)
 
 
@@ -221,10 +221,3 @@ def _target_name(scores: Mapping[str, Any], source: Mapping[str, str]) -> str:
 def _label(row: Row, labels: Mapping[str, tuple[str, str]]) -> str:
     label, symbol = labels[row["method"]]
     return label if row["value"] is None else f"{label}, {symbol}={row['value']:g}"
-
-
-def _signed(value: Sequence[float]) -> str:
-    found = Interval(*value)
-    if found.value != found.value:  # NaN: there is nothing to compare with
-        return ""
-    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
