@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..scoring import Interval
-from .environment import environment
+from .document import write_document
 from .findings import FAMILIES, findings
-from .markdown import p_value, percent, table
-from .results import draw_bars, shown, signed
+from .markdown import p_value, percent, rate, signed, table
+from .results import draw_bars
 
 Row = Mapping[str, Any]
 _COLOURS = {"parameter space": "#2a6fbb", "task vectors": "#e0912f", "task subspace": "#2b8a57"}
@@ -53,9 +53,6 @@ def write_results(
     found = findings(scores)
     kept = [name for name in scores["groups"] if name not in ("in domain", "out of domain")]
     parts = [
-        f"# {title}",
-        *filter(None, [notice]),
-        f"Made by `{command}`.",
         "## Word error rate, %",
         "<!-- --8<-- [start:results] -->",
         _main_table(scores, kept),
@@ -94,12 +91,8 @@ def write_results(
         _full_table(scores, titles),
         "## Every setting that was tried",
         _search_table(search),
-        "## Environment",
-        table(["", ""], [[key, value] for key, value in environment().items()]),
-        "Seconds by stage: " + ", ".join(f"{name} {value:.0f}" for name, value in stage_seconds.items()) + ".",
     ]
-    results = folder / "RESULTS.md"
-    results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    results = write_document(folder / "RESULTS.md", title, notice, command, parts, stage_seconds)
     return [results, bars, trade_off]
 
 
@@ -142,7 +135,7 @@ def _main_table(scores: Mapping[str, Any], kept: Sequence[str]) -> str:
                 *(_number(row, item) for item in outside),
                 _shown(row, "full"),
                 f"{100 * row['by area']:.1f}" if "by area" in row else "",
-                signed(Interval(*against)) if against else "",
+                signed(against) if against else "",
                 p_value(test["p_holm"]) if test else "",
                 *(_number(row, item) for item in kept),
             ]
@@ -299,7 +292,7 @@ def _number(row: Row, mean: str) -> str:
 
 
 def _shown(row: Row, mean: str) -> str:
-    return shown(Interval(*row["means"][mean]["interval"])) if mean in row["means"] else ""
+    return rate(row["means"][mean]["interval"]) if mean in row["means"] else ""
 
 
 def _spread(row: Row, mean: str) -> str:
@@ -312,7 +305,7 @@ def _set_rate(row: Row, name: str) -> str:
 
 
 def _set_interval(row: Row, name: str) -> str:
-    return shown(Interval(*row["sets"][name]["interval"]))
+    return rate(row["sets"][name]["interval"])
 
 
 def _percent(value: float | None) -> str:

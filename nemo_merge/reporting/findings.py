@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..scoring import Interval
-from .markdown import p_value
-from .results import signed
+from .markdown import p_value, signed
 
 PARAMETERS, VECTORS, SUBSPACE = FAMILIES = ("parameter space", "task vectors", "task subspace")
 _ALPHA = 0.05

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .environment import environment
-from .markdown import table
+from .document import write_document
+from .markdown import rate, table
 
 KINDS = {"merged": "merged", "extended": "extended", "again": "merged again"}
 """Models of every method: of the old experts; with the new expert added to it; of all experts at once."""
@@ -27,6 +27,7 @@ def write_results(
     new: tuple[str, str],
     untouched: Mapping[str, str],
     tolerance: float,
+    stage_seconds: Mapping[str, float],
 ) -> list[Path]:
     """Writes ``RESULTS.md``, ``languages.png`` and ``trade_off.png`` and returns their paths.
 
@@ -40,6 +41,7 @@ def write_results(
         new: name and title of the language that was added.
         untouched: titles of languages without an expert.
         tolerance: share of the old languages' error rate that the search on development sets allowed to lose.
+        stage_seconds: wall-clock seconds of every stage.
     """
     pictures = [folder / "languages.png", folder / "trade_off.png"]
     titles = {**old, new[0]: new[1], **untouched}
@@ -53,9 +55,6 @@ def write_results(
         else ""
     )
     parts = [
-        f"# {title}",
-        notice,
-        f"Made by `{command}`.",
         f"## {new[1]} is added to {', '.join(old.values())}",
         "<!-- --8<-- [start:results] -->",
         *(_main_table(scores, metric, old, new) for metric in METRICS),
@@ -88,11 +87,8 @@ def write_results(
             "the earlier ones have 1; *kept*: factor on the scale of the merged model."
         ),
         f"![Development sets: the new language against the old ones]({pictures[1].name})",
-        "## Environment",
-        table(["", ""], [[key, value] for key, value in environment().items()]),
     ]
-    results = folder / "RESULTS.md"
-    results.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    results = write_document(folder / "RESULTS.md", title, notice, command, parts, stage_seconds)
     return [results, *pictures]
 
 
@@ -171,7 +167,7 @@ def _main_table(scores: Mapping[str, Any], metric: str, old: Mapping[str, str], 
         lost = measures.get("lost") or {}
         return [
             label,
-            _rate(rates[model][name]["interval"]),
+            rate(rates[model][name]["interval"]),
             _share(measures.get("gain")),
             f"{100 * mean:.1f}",
             _signed(measures.get("loss")),
@@ -192,7 +188,7 @@ def _language_table(scores: Mapping[str, Any], metric: str, titles: Mapping[str,
     rows = []
     for model, rates in scores["rates"][metric].items():
         label = f"expert: {titles[model]}" if model in titles else model
-        rows.append([label, *(_rate(rates[name]["interval"]) for name in titles)])
+        rows.append([label, *(rate(rates[name]["interval"]) for name in titles)])
     return table([f"{METRICS[metric]} error rate", *titles.values()], rows)
 
 
@@ -217,10 +213,6 @@ def _data_sentence(seen: Sequence[str], titles: Mapping[str, str]) -> str:
 
 def _mean(rates: Mapping[str, float], names: Sequence[str]) -> float:
     return sum(rates[name] for name in names) / len(names)
-
-
-def _rate(value: Sequence[float]) -> str:
-    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * item for item in value))
 
 
 def _signed(value: Sequence[float] | None) -> str:

@@ -22,6 +22,11 @@ def rate(value: Sequence[float]) -> str:
     return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * item for item in value))
 
 
+def signed(value: Sequence[float]) -> str:
+    """A difference of rates and the ends of its interval in points: ``+2.0 [+1.0, +3.0]``; empty for NaN."""
+    return "" if math.isnan(value[0]) else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * item for item in value))
+
+
 def p_value(value: float) -> str:
     """A p value, with the smallest ones as a bound."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..scoring import Interval
-from .environment import environment
-from .markdown import p_value, table
+from .document import write_document
+from .markdown import p_value, rate, signed, table
 
 _MERGES_BY_DOMAIN = 8  # with more of them, bars by domain cannot be told apart
 
@@ -85,9 +85,6 @@ def write_results(
     picture = folder / "wer.png"
     draw_error_rates(picture, scores, domains, list(merges), notice)
     parts = [
-        f"# {title}",
-        *filter(None, [notice]),
-        f"Made by `{command}`.",
         "## Word error rate, %",
         "<!-- --8<-- [start:results] -->",
         _main_table(scores, domains, others, merges, merge_seconds),
@@ -104,12 +101,8 @@ def write_results(
         "## Every model on every set",
         _full_table(scores),
         *(["## Models", _files_table(models)] if models else []),
-        "## Environment",
-        table(["", ""], [[key, value] for key, value in environment().items()]),
-        "Seconds by stage: " + ", ".join(f"{name} {value:.0f}" for name, value in stage_seconds.items()) + ".",
     ]
-    results = folder / "RESULTS.md"
-    results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    results = write_document(folder / "RESULTS.md", title, notice, command, parts, stage_seconds)
     return [results, picture]
 
 
@@ -243,13 +236,13 @@ def _main_table(
     rows = []
     for model in ("base", *domains, *merges):
         label = f"expert: {domains[model]}" if model in domains else _merge_label(model, merges.get(model, {}))
-        cells = [shown(scores.interval(model, name)) for name in domains]
+        cells = [rate(scores.interval(model, name)) for name in domains]
         difference = scores.against.get(model)
         rows.append(
             [
                 label,
                 *cells,
-                f"**{shown(scores.means[model])}**",
+                f"**{rate(scores.means[model])}**",
                 signed(difference) if difference else "",
                 p_value(scores.significance[model]) if difference else "",
                 *(f"{100 * scores.mean(model, list(titles)):.1f}" for titles in others.values()),
@@ -289,13 +282,3 @@ def _merge_label(name: str, parameters: Mapping[str, Any]) -> str:
         if key != "method"
     )
     return f"{name} ({shown})" if shown else name
-
-
-def shown(value: Interval) -> str:
-    """An error rate in per cent with its interval."""
-    return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
-
-
-def signed(value: Interval) -> str:
-    """A difference of error rates in points with its interval."""
-    return f"{100 * value.value:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..scoring import Interval
-from .environment import environment
-from .markdown import percent, rate, table
+from .document import write_document
+from .markdown import percent, rate, signed, table
 from .switching import switching_section
 
 Row = Mapping[str, Any]
@@ -27,6 +26,7 @@ def write_results(
     labels: Mapping[str, tuple[str, str]],
     seeds: int,
     tolerance: float,
+    stage_seconds: Mapping[str, float],
 ) -> list[Path]:
     """Writes ``RESULTS.md`` and ``trade_off.png`` and returns their paths.
 
@@ -41,6 +41,7 @@ def write_results(
         labels: how each method is shown, and the symbol of the parameter that it sweeps.
         seeds: number of runs of every setting.
         tolerance: target error rate above the reference's that a chosen setting may have, as a share.
+        stage_seconds: wall-clock seconds of every stage.
     """
     picture = folder / "trade_off.png"
     draw_trade_off(picture, scores, labels, target, notice)
@@ -48,9 +49,6 @@ def write_results(
     reference = labels[scores["reference"]][0]
     spoken = f"means over {seeds} seeds" if seeds > 1 else "one seed"
     parts = [
-        f"# {title}",
-        *filter(None, [notice]),
-        f"Made by `{command}`.",
         "## What is learnt and what is lost",
         "<!-- --8<-- [start:results] -->",
         _main_table(scores, rows, labels, target, reference),
@@ -88,11 +86,8 @@ def write_results(
         ),
         "## Every set",
         _set_table(scores, labels, {**source, **{_target_name(scores, source): target}}),
-        "## Environment",
-        table(["", ""], [[key, value] for key, value in environment().items()]),
     ]
-    results = folder / "RESULTS.md"
-    results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    results = write_document(folder / "RESULTS.md", title, notice, command, parts, stage_seconds)
     return [results, picture]
 
 
@@ -134,8 +129,8 @@ def draw_trade_off(
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="x", which="both", labelsize=8)
-    axes.set_xlabel(f"new domain ({target}): word error rate, %, logarithmic")
-    axes.set_ylabel("old domains: mean word error rate, %")
+    axes.set_xlabel(f"new domain ({target}): mixed error rate, %, logarithmic")
+    axes.set_ylabel("old domains: mean mixed error rate, %")
     axes.set_title(notice, fontsize=8, color="#555")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
@@ -166,7 +161,7 @@ def _main_table(
     for row in rows:
         rates = [rate(row[key]) for key in ("target", "source")]
         keys = ("forgetting", "backward_gain", "recovered", "new_domain_drop", "gain_kept")
-        measures = [_signed(row[key]) for key in keys]
+        measures = [signed(row[key]) for key in keys]
         if row["name"] == scores["reference"]:
             measures[1:] = [""] * (len(keys) - 1)
         cells.append([_label(row, labels), *rates, *measures])
@@ -174,11 +169,12 @@ def _main_table(
 
 
 def _level_table(scores: Mapping[str, Any], labels: Mapping[str, tuple[str, str]]) -> str:
-    def shown(value: Sequence[float] | None) -> str:
-        return "" if value is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * item for item in value))
-
     header = ["method", *(f"old domains, new at {percent(level)}" for level in scores["levels"])]
-    rows = [[labels[name][0], *map(shown, values)] for name, values in scores["at_level"].items() if any(values)]
+    rows = [
+        [labels[name][0], *(rate(value) if value else "" for value in values)]
+        for name, values in scores["at_level"].items()
+        if any(values)
+    ]
     return table(header, rows)
 
 
@@ -225,10 +221,3 @@ def _target_name(scores: Mapping[str, Any], source: Mapping[str, str]) -> str:
 def _label(row: Row, labels: Mapping[str, tuple[str, str]]) -> str:
     label, symbol = labels[row["method"]]
     return label if row["value"] is None else f"{label}, {symbol}={row['value']:g}"
-
-
-def _signed(value: Sequence[float]) -> str:
-    found = Interval(*value)
-    if found.value != found.value:  # NaN: there is nothing to compare with
-        return ""
-    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"

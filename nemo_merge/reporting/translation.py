@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .environment import environment
+from .document import write_document
 from .markdown import table
 
 _EXPLANATION = (
@@ -49,9 +49,6 @@ def write_results(
     header = [f"{shown}, {'BLEU' if 'bleu' in sets['base'][name] else 'WER %'}" for name, shown in tasks.items()]
     trained = [("base", "base"), *((f"expert: {shown}", name) for name, shown in tasks.items())]
     parts = [
-        f"# {title}",
-        *filter(None, [notice]),
-        f"Made by `{command}`.",
         "## Word error rate and BLEU",
         "<!-- --8<-- [start:results] -->",
         "### Base and experts",
@@ -73,12 +70,8 @@ def write_results(
         "## chrF of the translations",
         _chrf_table(sets, tasks),
         *_signatures(sets),
-        "## Environment",
-        table(["", ""], [[key, value] for key, value in environment().items()]),
-        "Seconds by stage: " + ", ".join(f"{name} {value:.0f}" for name, value in stage_seconds.items()) + ".",
     ]
-    results = folder / "RESULTS.md"
-    results.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    results = write_document(folder / "RESULTS.md", title, notice, command, parts, stage_seconds)
     return [results, picture]
 
 

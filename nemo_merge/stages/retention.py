@@ -17,7 +17,7 @@ from ..scoring.tokens import mixed_tokens
 from .adaptation import adapted_path, adapts, evaluated, tuned_path
 from .compared import Setting, settings
 from .data import cuts_path, notice, speech_sets
-from .engine import Context
+from .engine import Context, seconds_of
 from .models import model_path
 from .results import heard_in
 from .sets import OwnSet
@@ -159,6 +159,7 @@ def write_report(context: Context) -> None:
         labels={**_labels(config["fine_tune"]), **_labels(config["merge"])},
         seeds=len(config["seeds"]),
         tolerance=config["score"]["tolerance"],
+        stage_seconds=seconds_of(context),
     )
     for path in made:
         context.say(f"wrote {path}")

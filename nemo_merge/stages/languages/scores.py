@@ -16,7 +16,7 @@ from ...scoring.error_rates import ErrorCounts, sum_counts
 from ...scoring.merge_metrics import normalised_performance
 from ...scoring.retention import bootstrap_measure, relative_change
 from ..data import notice, speech_sets
-from ..engine import Context
+from ..engine import Context, seconds_of
 from .choice import METRICS, errors
 from .search import chosen, hypotheses, models, test, tested, training_data_seen
 from .training import JOINT
@@ -149,6 +149,7 @@ def write_report(context: Context) -> None:
         new=(config["new"], sets[config["new"]].title),
         untouched={name: sets[name].title for name in config["untouched"]},
         tolerance=config["extend"]["tolerance"],
+        stage_seconds=seconds_of(context),
     )
     for path in made:
         context.say(f"wrote {path}")
