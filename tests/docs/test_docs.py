@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from nemo_merge import merge_state_dicts, methods
+from nemo_merge.cli.finetune import read_job
 from nemo_merge.cli.settings import AnalyzeSettings, compose, compose_plain
 from nemo_merge.corpora.mini import NOTICE
 from nemo_merge.methods import _registry
@@ -68,12 +69,15 @@ def test_commands_in_the_documentation_have_valid_settings(page):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             program = next((index for index, word in enumerate(words) if word.endswith("nemo-merge")), None)
-            if program is None or words[program + 1] not in ("merge", "plan", "analyze"):
+            if program is None or words[program + 1] not in ("merge", "plan", "analyze", "finetune"):
                 continue
             arguments = [
-                str(ROOT / word) if word.endswith(".yaml") and "=" not in word else word
+                str(ROOT / word.removeprefix("../../")) if word.endswith(".yaml") and "=" not in word else word
                 for word in words[program + 2 :]
             ]
+            if words[program + 1] == "finetune":
+                assert read_job(arguments).train
+                continue
             if words[program + 1] == "analyze":
                 assert compose_plain(arguments, AnalyzeSettings).experts
                 continue
