@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +17,7 @@ from .space import Space
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.samplers import BaseSampler
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FrozenTrial, TrialState
 
 SAMPLERS = ("tpe", "cmaes", "nsga2", "random", "exhaustive")
 OBJECTIVES = ("in_domain", "front")
@@ -84,7 +84,9 @@ class SearchJob(Job):
         Raises:
             NemoMergeError: a setting, a model or a set that cannot be used.
         """
+        from ..merging.inputs import open_inputs
         from ..scoring.text.profiles import normaliser
+        from ..training.checks import numbers, refuse
 
         for key, known in (("sampler", SAMPLERS), ("objective", OBJECTIVES), ("metric", METRICS)):
             if getattr(self, key) not in known:
@@ -97,16 +99,19 @@ class SearchJob(Job):
             raise ConfigError(f"search: {min(both)!r} is the name of a set in domain and of one for retention")
         if self.objective == "front" and (not self.retention or self.sampler == "cmaes"):
             raise ConfigError("search.objective=front needs search.retention, and a sampler other than cmaes")
-        if not self.trials > 0 or not self.tolerance >= 0:
-            raise ConfigError(f"search: trials={self.trials} must be positive, tolerance={self.tolerance} not negative")
+        refuse(list(numbers(self, ("trials",), ("trials", "seed"), ("tolerance",))), "search")
         normaliser(self.text or "none", self.language)
         space = Space.read(self.space, len(self.experts))
+        if self.sampler == "exhaustive" and space.endless:
+            raise ConfigError(f"search.sampler=exhaustive: {space.endless[0]} needs a list of values, or a step")
         from ..training.decode import DecodingJob
 
         try:
             DecodingJob({"base": self.base}, self.sets, self.output, **self.decode).check()
         except TypeError as error:
             raise ConfigError(f"search.decode: {str(error).partition('() ')[2] or error}") from error
+        with ExitStack() as stack:
+            open_inputs(self.base, self.experts, stack)
         return space
 
     def run(self, report: Report) -> None:
@@ -129,7 +134,8 @@ class SearchJob(Job):
         from optuna.trial import TrialState
 
         with _locked(Path(self.output)):  # so that workers do not begin more than were asked for
-            if "exhausted" in study.user_attrs:
+            waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            if "exhausted" in study.user_attrs and not waiting:
                 return None
             counted = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.FAIL)
             if len(study.get_trials(deepcopy=False, states=counted)) >= self.trials:
@@ -148,19 +154,14 @@ class SearchJob(Job):
             rates = known.user_attrs["rates"] if known else self._merged_rates(trial.number, settings)
         except _CANNOT as error:
             trial.set_user_attr("error", str(error))
-            study.tell(trial, state=TrialState.FAIL)
+            tell(study, trial, state=TrialState.FAIL)
             report(f"trial {trial.number}: {shown}: cannot be merged ({str(error).splitlines()[0]})")
             return
         trial.set_user_attr("rates", rates)
         trial.set_user_attr("excess", self.excess(rates, study.user_attrs["base"]))
         if self.retention and self.objective == "in_domain" and self.sampler != "cmaes":
             trial.set_constraint("retention", trial.user_attrs["excess"])
-        try:
-            study.tell(trial, self._values(rates, trial.user_attrs["excess"]))
-        except RuntimeError:  # how the exhaustive sampler stops a search that asks and tells
-            if self.sampler != "exhaustive":
-                raise
-            study.set_user_attr("exhausted", True)
+        tell(study, trial, self._values(rates, trial.user_attrs["excess"]))
         report(f"trial {trial.number}: {shown}: {self._said(rates)}")
 
     def _merged_rates(self, number: int, settings: Mapping[str, Any]) -> dict[str, float]:
@@ -251,6 +252,20 @@ def open_study(job: SearchJob) -> Study:
     )
 
 
+def tell(
+    study: Study, trial: Trial | int, values: float | Sequence[float] | None = None, state: TrialState | None = None
+) -> None:
+    """Tells a study how a trial ended, and notes when an exhaustive sampler has nothing left to propose."""
+    from optuna.samplers import BruteForceSampler
+
+    try:
+        study.tell(trial, values, state)
+    except RuntimeError:  # how that sampler stops a search that asks and tells
+        if not isinstance(study.sampler, BruteForceSampler):
+            raise
+        study.set_user_attr("exhausted", True)
+
+
 def finished(study: Study) -> list[FrozenTrial]:
     """Trials whose merge was measured."""
     return [trial for trial in study.get_trials(deepcopy=False) if "rates" in trial.user_attrs]
@@ -324,6 +339,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def plain(job: SearchJob) -> dict[str, Any]:
-    """What makes two searches the same one: inputs, sets, and how error rates are counted."""
-    names = ("base", "experts", "in_domain", "retention", "metric", "text", "language", "merge", "decode", "objective")
+    """What makes two searches the same one: inputs, space, sets, and how error rates are counted."""
+    names = ("base", "experts", "space", "in_domain", "retention", "metric", "text", "language", "merge", "decode",
+             "objective")  # fmt: skip
     return json.loads(json.dumps({name: asdict(job)[name] for name in names}, default=str))

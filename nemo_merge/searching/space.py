@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from .. import methods
 from ..errors import ConfigError, did_you_mean
@@ -31,17 +31,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """A number between two bounds, both included."""
+    """A number between two bounds, both included; ``whole`` ones for parameters that are."""
 
     low: float
     high: float
     log: bool = False
     step: float | None = None
+    whole: bool = False
 
     def suggest(self, trial: Trial, name: str) -> Any:
         """The value that a trial tries."""
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(name, self.low, self.high, log=self.log, step=int(self.step or 1))
+        if self.whole:
+            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
         return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
 
     @property
@@ -88,7 +89,7 @@ class Space:
         if not names:
             raise ConfigError("search.space.method: names no method")
         settings = {key: _choice(rest.pop(key), f"search.space.{key}") for key in SETTINGS if key in rest}
-        known = {name: [item.name for item in parameters(kind)] for name, kind in kinds.items()}
+        known = {name: {item.name: item.type for item in parameters(kind)} for name, kind in kinds.items()}
         found: dict[str, dict[str, Choice | Range]] = {name: {} for name in names}
         for key, given in rest.items():
             owner, dot, own = str(key).rpartition(".")
@@ -99,10 +100,20 @@ class Space:
                 raise ConfigError(f"search.space: no method here has {key!r}{did_you_mean(str(key), sorted(every))}")
             for name in having:
                 if dot or own not in found[name]:
-                    found[name][own] = _values(given, f"search.space.{key}")
+                    found[name][own] = _values(given, f"search.space.{key}", _is_whole(known[name][own]))
         for name in names:
             _check(name, found[name], experts)
         return cls(names, found, settings, experts)
+
+    @property
+    def endless(self) -> list[str]:
+        """Parameters whose values cannot be listed."""
+        return [
+            f"{name}.{key}"
+            for name, given in self.parameters.items()
+            for key, values in given.items()
+            if isinstance(values, Range) and not values.whole and values.step is None
+        ]
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
         """What a trial tries: ``{"method": {"name": ..., ...}, "rules": ...}``, the settings of a merge."""
@@ -126,23 +137,27 @@ def _choice(given: Any, place: str) -> Choice:
     return Choice({str(value): value for value in given})
 
 
-def _values(given: Any, place: str) -> Choice | Range:
+def _is_whole(kind: Any) -> bool:
+    """Whether a parameter of this type takes whole numbers alone."""
+    return {int, float} & {kind, *get_args(kind)} == {int}
+
+
+def _values(given: Any, place: str, whole: bool) -> Choice | Range:
     if not isinstance(given, Mapping):
         return _choice(given, place)
     for key in given:
         if key not in _RANGE:
             raise ConfigError(f"{place}: a range has no key {key!r}{did_you_mean(str(key), _RANGE)}")
-    try:
-        low, high = given["low"], given["high"]
-        bad = not low < high
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{place}: a range is {{low: NUMBER, high: NUMBER}}, not {dict(given)}") from error
-    log, step = bool(given.get("log", False)), given.get("step")
-    if bad or (log and not low > 0) or (step is not None and (log or not step > 0)):
+    low, high, log, step = given.get("low"), given.get("high"), bool(given.get("log", False)), given.get("step")
+    kinds = int if whole else (int, float)
+    if any(isinstance(item, bool) or not isinstance(item, kinds) for item in (low, high, 1 if step is None else step)):
+        wanted = "WHOLE NUMBER" if whole else "NUMBER"
+        raise ConfigError(f"{place}: a range is {{low: {wanted}, high: {wanted}}}, not {dict(given)}")
+    if not low < high or (log and not low > 0) or (step is not None and (log or not step > 0)):
         raise ConfigError(
             f"{place}: {dict(given)} is no range: low < high, log needs low > 0, and step is positive and without log"
         )
-    return Range(low, high, log, step)
+    return Range(low, high, log, step, whole)
 
 
 def _check(name: str, given: Mapping[str, Choice | Range], experts: int) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, NemoMergeError, OutputError
 from ..training.jobs import ERROR_PREFIX, write_job
 from ..training.processes import run_job
-from .job import STUDY, SearchJob, describe, finished, merge_arguments, model_suffix, open_study, plain
+from .job import STUDY, SearchJob, describe, finished, merge_arguments, model_suffix, open_study, plain, tell
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -128,10 +128,9 @@ def _resume(job: SearchJob, study: Study, say: Callable[[str], None]) -> None:
     from ..training.utterances import read_test_set
 
     asked: dict[str, Any] = plain(job)
-    asked["digests"] = {
-        **{str(path): model_digest(Path(str(path))) for path in [job.base, *job.experts] if Path(str(path)).exists()},
-        **{name: read_test_set(Path(path)).sha256 for name, path in job.sets.items()},
-    }
+    models = [item["path"] if isinstance(item, Mapping) else item for item in (job.base, *job.experts)]
+    asked["models"] = {str(path): model_digest(Path(path)) for path in models}
+    asked["sets"] = {name: read_test_set(Path(path)).sha256 for name, path in job.sets.items()}
     known = study.user_attrs.get("search")
     if known is None:
         study.set_user_attr("search", asked)
@@ -142,7 +141,7 @@ def _resume(job: SearchJob, study: Study, say: Callable[[str], None]) -> None:
         )
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.enqueue_trial(trial.params)
-        study.tell(trial.number, state=TrialState.PRUNED)
+        tell(study, trial.number, state=TrialState.PRUNED)
     if count := len(finished(study)):
         say(f"goes on after {count} trials")
 

@@ -142,6 +142,40 @@ def test_a_search_goes_on_where_it_was(job, monkeypatch):
         search(changed(job, metric="cer"))
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ConfigError])
+def test_an_exhaustive_search_survives_its_last_proposal(job, monkeypatch, error):
+    """The sampler sees there that nothing is left to propose, whether that one is interrupted, fails or is measured."""
+    real = SearchJob._merged_rates
+
+    def broken(self, number, settings):
+        if number == 2:
+            raise error("for the test")
+        return real(self, number, settings)
+
+    one = changed(job, sampler="exhaustive", space={"method": "task_arithmetic", "scale": [0.5, 1.0, 2.0]})
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchJob, "_merged_rates", broken)
+        if error is KeyboardInterrupt:
+            with pytest.raises(error):
+                search(one)
+        else:
+            assert search(one).failed == 1
+    assert len(search(one).trials) == (3 if error is KeyboardInterrupt else 2)
+    with pytest.raises(ConfigError, match="a search with other models"):
+        save_file({"encoder.weight": torch.zeros(8, 8)}, job.experts[0])
+        search(changed(one, experts=[{"path": job.experts[0]}, job.experts[1]]))
+
+
+def test_ranges_are_of_whole_numbers_where_the_parameter_is():
+    ranges = {"weights": {"low": 0, "high": 1}, "scale": {"low": 0, "high": 2}, "iterations": {"low": 1, "high": 9}}
+    space = Space.read({"method": "karcher", **ranges}, 2)
+    assert {key: values.whole for key, values in space.parameters["karcher"].items()} == {
+        "weights": False,
+        "scale": False,
+        "iterations": True,
+    }
+
+
 def test_one_worker_repeats_itself(job):
     first = search(job)
     second = search(changed(job, output=job.output.with_name("again")))
@@ -176,6 +210,7 @@ def test_two_searches_do_not_share_a_folder(job):
         ({"method": ["ties"], "density": {"low": 0.5, "high": 1.5}}, "density=1.5 is out of range"),
         ({"method": ["ties"], "density": {"low": 0.5}}, "low: NUMBER, high: NUMBER"),
         ({"method": ["ties"], "density": {"low": 0.5, "high": 0.1}}, "low < high"),
+        ({"method": ["ties"], "density": {"low": "1e-4", "high": "2e-1", "log": True}}, "low: NUMBER, high: NUMBER"),
         ({"method": ["ties"], "density": {"low": 0.1, "high": 0.5, "lg": True}}, "no key 'lg'; did you mean 'log'"),
         ({"method": ["ties"], "density": 0.3}, "neither a list of values nor a mapping"),
         ({"method": []}, "names no method"),
@@ -193,11 +228,15 @@ def test_spaces_that_are_refused(space, message):
         ({"objective": "front", "retention": {}}, "front needs search.retention"),
         ({"in_domain": {}}, "name at least one development set"),
         ({"in_domain": {"english": "x"}}, "'english' is the name of a set in domain and of one for retention"),
-        ({"trials": 0}, "must be positive"),
+        ({"trials": 0}, "trials=0 is not above 0"),
+        ({"trials": "many"}, "trials='many' is not a whole number"),
+        ({"tolerance": -0.1}, "tolerance=-0.1 is not from 0"),
+        ({"sampler": "exhaustive"}, "task_arithmetic.scale needs a list of values, or a step"),
+        ({"experts": ["gone.nemo"]}, "gone.nemo"),
         ({"text": "wrods"}, "did you mean 'words'"),
         ({"decode": {"beem": 3}}, "beem"),
     ],
 )
 def test_settings_that_are_refused(job, values, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(NemoMergeError, match=message):
         changed(job, **values).check()
