@@ -71,8 +71,10 @@ def command(
     single = output.suffix == ".safetensors"
     if single and len(experts) > 1:
         raise click.UsageError(f"-o {output}: a file holds one pack; give a folder")
+    targets = [output if single else output / ((name or name_of(expert)) + PACK_SUFFIX) for expert in experts]
+    if len(set(targets)) < len(targets):
+        raise click.UsageError("EXPERTS of one name would get one pack; pack them one by one, with --name")
     if not single:
         output.mkdir(parents=True, exist_ok=True)
-    for expert in experts:
-        target = output if single else output / ((name or name_of(expert)) + PACK_SUFFIX)
+    for expert, target in zip(experts, targets, strict=True):
         click.echo(str(pack(expert, base, target, name=name, **work)))

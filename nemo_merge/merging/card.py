@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ One model, merged from {{ inside.experts | length }} expert{{ "s" if inside.expe
 {% endfor %}
 ```bash
 nemo-merge extend {{ file }} EXPERT -o OUTPUT
-nemo-merge forget {{ file }} {{ inside.experts[0].name }} -o OUTPUT
+nemo-merge forget {{ file }} {{ quote(inside.experts[0].name) }} -o OUTPUT
 ```
 
 {% endif %}## How it was merged
@@ -117,6 +118,7 @@ def model_card(output: Path, record: Mapping[str, Any], plan: MergePlan, warning
         use=_USE_ADAPTER.format(name=output.name) if "as_adapter" in record else _use(plan.template, output.name),
         file=output.name,
         command=record["command"],
+        quote=shlex.quote,
         short=lambda entry: next(iter(entry["sha256"].values()), "")[:16],
     )
 

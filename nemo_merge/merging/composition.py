@@ -25,6 +25,9 @@ class Member:
         entry: how it is found and opened again: path, format, SHA-256, options.
         new_rows: rows of the merged model for tokens that the expert has and the base lacks.
         kept_as: the pack that stands for it where the expert itself is gone: path, SHA-256, size, error.
+
+    Raises:
+        ConfigError: a name that cannot be that of a file; packs are called by it.
     """
 
     name: str
@@ -32,6 +35,10 @@ class Member:
     entry: Mapping[str, Any]
     new_rows: tuple[int, ...] = ()
     kept_as: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.isprintable() or Path(self.name).name != self.name:
+            raise ConfigError(f"{self.name!r} cannot be the name of an expert; choose one that a file may have")
 
     @property
     def digests(self) -> list[str]:

@@ -131,8 +131,8 @@ class MergedModel:
 
         None where there are none: the method does not add what it makes of each expert alone.
         """
-        if min(*self.composition.weights, *after.weights) < 0:
-            return None  # what is averaged has other shares then
+        if min(*self.composition.weights, *after.weights) < 0 or not sum(after.weights):
+            return None  # what is averaged has other shares then, or none
         before = self._before.additive_factor(self._before.resolved_weights(len(self.composition.members)))
         method = self._method(after)
         now = method.additive_factor(method.resolved_weights(len(after.members)))
@@ -207,8 +207,8 @@ class MergedModel:
             if verb == "forget":
                 words[2] = name
             else:
-                words += ["--name", name, f"--weight={weight:g}"]
-            words += [f"--scale={after.method['scale']:g}", "--how=update", "-o", "OUTPUT"]
+                words += ["--name", name, f"--weight={weight!r}"]
+            words += [f"--scale={after.method['scale']!r}", "--how=update", "-o", "OUTPUT"]
             return {
                 **found,
                 "command": shlex.join(["nemo-merge", *words]),

@@ -47,8 +47,8 @@ class Method(ABC):
             ):
                 raise ConfigError(f"{self.name}: weights={list(values)!r} are not finite numbers")
             object.__setattr__(self, "weights", tuple(map(float, values)))
-        if self.scale is not None and not abs(self.scale) < float("inf"):
-            raise ConfigError(f"{self.name}: scale={self.scale!r} is not finite")
+        if self.scale is not None and not abs(self.scale) <= torch.finfo(torch.float32).max:
+            raise ConfigError(f"{self.name}: scale={self.scale!r} is not a finite number in float32")
 
     def default_scale(self, experts: int) -> float:
         """The scale when the user gives none."""

@@ -54,6 +54,7 @@ WRONG = {
     "both": (["pack", "pt.nemo", "--merged", "two.nemo", "-o", "packs"], "either EXPERTS or --merged"),
     "neither": (["pack", "-o", "packs"], "either EXPERTS or --merged"),
     "one file": (["pack", "pt.nemo", "es.nemo", "--base", "base.nemo", "-o", "p.safetensors"], "a file holds one pack"),
+    "one name": (["pack", "a/pt.nemo", "b/pt.nemo", "--base", "base.nemo", "-o", "p"], "would get one pack"),
     "a name for two": (["pack", "a", "b", "--base", "base.nemo", "-o", "p", "--name", "x"], "--name is for a single"),
 }
 

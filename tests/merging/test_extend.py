@@ -68,6 +68,8 @@ def test_an_update_is_the_merge_of_all_and_can_be_undone(method, scale, statisti
     assert not added.approximations
     assert distance(added.output, tmp_path / "all.nemo") < 1e-6
     assert inside(added.output) == dict(zip("wxyz", weights, strict=True))
+    record = added.merge.provenance
+    assert f"--scale={record['composition']['method']['scale']!r}" in record["command"].split()
     undone = forget(added.output, "z", tmp_path / "b.nemo", how="update")
     assert distance(undone.output, tmp_path / "three.nemo") < 1e-6
     first = forget(added.output, "w", tmp_path / "c.nemo", how="update")
@@ -270,12 +272,14 @@ BAD = {
     "not a model": ({"merged": "nothing.nemo"}, CheckpointError, "no such file"),
     "another architecture": ({"expert": "wide.nemo"}, PlanError, "another shape"),
     "name inside": ({"name": "x"}, ConfigError, "'x' is the name of an expert that is in the model"),
+    "name of a folder": ({"name": "a/x"}, ConfigError, "'a/x' cannot be the name of an expert"),
     "expert inside": ({"expert": "w.nemo", "name": "new"}, ConfigError, "is in the model already, as 'w'"),
     "no such expert": ({"forget": "ww"}, ConfigError, "no expert 'ww' is in the model; did you mean 'w'"),
     "another base": ({"base": "y.nemo"}, CheckpointError, "y.nemo: is not the base of the merged model"),
     "pack of another base": ({"expert": "strange.pack.safetensors"}, CheckpointError, "pass the base that it was"),
     "way": ({"how": "updated"}, ConfigError, "did you mean 'update'"),
     "weight": ({"weight": float("nan")}, ConfigError, "weight=nan"),
+    "scale": ({"scale": 1e39}, ConfigError, r"scale=1e\+39 is not a finite number"),
     "output exists": ({"output": "y.nemo"}, OutputError, "exists already"),
     "output is an input": ({"output": "z.nemo", "overwrite": True}, OutputError, "is also an input"),
     "options without packs": ({"rank": 3}, ConfigError, "no pack to make"),
@@ -306,6 +310,14 @@ def test_the_only_expert_cannot_go(four, tmp_path):
     merge(base, experts[:1], "task_arithmetic", output=tmp_path / "m.nemo")
     with pytest.raises(PlanError, match="w is the only expert in it"):
         forget(tmp_path / "m.nemo", "w", tmp_path / "a.nemo")
+
+
+@pytest.mark.parametrize("how", ["auto", "merge", "update"])
+def test_what_is_left_must_have_weight(how, four, tmp_path):
+    base, experts = four
+    merge(base, experts[:2], "soup", output=tmp_path / "m.nemo", weights=[0, 1])
+    with pytest.raises(NemoMergeError):
+        forget(tmp_path / "m.nemo", "x", tmp_path / "a.nemo", how=how)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ def test_defaults_are_valid_and_frozen(name):
         ("soup", {"weights": 2}, "not a list"),
         ("soup", {"weights": [1, float("inf")]}, "not finite"),
         ("soup", {"weights": ["a"]}, "not finite numbers"),
-        ("soup", {"scale": float("inf")}, "not finite"),
+        ("soup", {"scale": float("inf")}, "scale=inf is not a finite number"),
+        ("soup", {"scale": -1e39}, r"scale=-1e\+39 is not a finite number in float32"),
         ("task_arithmetic", {"lambda": 1}, "no parameter 'lambda'"),
     ],
 )
