@@ -148,9 +148,11 @@ def _values(given: Any, place: str, whole: bool) -> Choice | Range:
     for key in given:
         if key not in _RANGE:
             raise ConfigError(f"{place}: a range has no key {key!r}{did_you_mean(str(key), _RANGE)}")
-    low, high, log, step = given.get("low"), given.get("high"), bool(given.get("log", False)), given.get("step")
-    kinds = int if whole else (int, float)
-    if any(isinstance(item, bool) or not isinstance(item, kinds) for item in (low, high, 1 if step is None else step)):
+    low: Any = given.get("low")
+    high: Any = given.get("high")
+    log, step = bool(given.get("log", False)), given.get("step")
+    numbers = [low, high] if step is None else [low, high, step]
+    if any(isinstance(item, bool) or not isinstance(item, int if whole else (int, float)) for item in numbers):
         wanted = "WHOLE NUMBER" if whole else "NUMBER"
         raise ConfigError(f"{place}: a range is {{low: {wanted}, high: {wanted}}}, not {dict(given)}")
     if not low < high or (log and not low > 0) or (step is not None and (log or not step > 0)):

@@ -161,8 +161,8 @@ def test_an_exhaustive_search_survives_its_last_proposal(job, monkeypatch, error
         else:
             assert search(one).failed == 1
     assert len(search(one).trials) == (3 if error is KeyboardInterrupt else 2)
-    with pytest.raises(ConfigError, match="a search with other models"):
-        save_file({"encoder.weight": torch.zeros(8, 8)}, job.experts[0])
+    save_file({"encoder.weight": torch.zeros(8, 8)}, job.experts[0])
+    with pytest.raises(ConfigError, match="a search with other experts, models"):
         search(changed(one, experts=[{"path": job.experts[0]}, job.experts[1]]))
 
 
