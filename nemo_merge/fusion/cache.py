@@ -36,9 +36,10 @@ def cache_features(
     """Runs the encoders of a fused preprocessor over some cuts and keeps their hidden layers.
 
     Training with ``cache: FOLDER`` then takes them from there: an utterance is recognised by its samples, so any data
-    loader will do, and audio that augmentation has changed is computed as before. The cuts that are returned, and
-    lie in the folder, have the layers of encoder ``i`` as the custom array ``upstream_i``, [frames, layers, dim], for
-    data sets of one's own.
+    loader will do, and audio that augmentation has changed is computed as before. Preprocessors that have only some of
+    these encoders, in whatever order and behind whatever interface, can take theirs from the same folder. The cuts that
+    are returned, and lie in the folder, have the layers of encoder ``i`` as the custom array ``upstream_i``, [frames,
+    layers, dim], for data sets of one's own.
 
     A base model takes about 2 MB (float32) per second of audio: 13 x 768 x 50 x 4 bytes.
 
@@ -95,7 +96,7 @@ def cache_features(
                 stored.append(fastcopy(cut, custom=custom))
     result = CutSet.from_cuts(stored)
     result.to_file(folder / CUTS)
-    about = {"fingerprint": fingerprint(preprocessor), "upstreams": len(preprocessor.upstreams), "dtype": dtype}
+    about = {"fingerprints": [fingerprint(upstream) for upstream in preprocessor.upstreams], "dtype": dtype}
     beside = folder / f".{ABOUT}"
     beside.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     os.replace(beside, folder / ABOUT)
@@ -117,16 +118,17 @@ class FeatureCache:
 
         _check_frozen(preprocessor)
         self.folder, self._missed = folder, False
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        if about["fingerprint"] != fingerprint(preprocessor):
+        cached = json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("fingerprints", [])
+        wanted = [fingerprint(upstream) for upstream in preprocessor.upstreams]
+        if missing := [up.name for up, own in zip(preprocessor.upstreams, wanted, strict=True) if own not in cached]:
             raise ConfigError(
-                f"cache={str(folder)!r}: its layers are of other encoders, or were chosen differently; make it anew"
+                f"cache={str(folder)!r}: has no layers of {missing[0]}; they are of other encoders, or were chosen "
+                "differently: make it anew"
             )
         place = str(folder / ARRAYS)
         self._arrays: dict[str, list[Any]] = {
             cut.fusion_digest: [
-                fastcopy(getattr(cut, f"upstream_{index}").array, storage_path=place)
-                for index in range(about["upstreams"])
+                fastcopy(getattr(cut, f"upstream_{cached.index(own)}").array, storage_path=place) for own in wanted
             ]
             for cut in CutSet.from_file(folder / CUTS)
         }
@@ -172,14 +174,12 @@ def digest_of(samples: Tensor) -> str:
     return hashlib.blake2b(samples.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
 
 
-def fingerprint(preprocessor: Any) -> str:
-    """Tells encoders apart by their weights, the layers that are taken and the precision."""
-    digest = hashlib.sha256()
-    for upstream in preprocessor.upstreams:
-        digest.update(f"{upstream.layers} {upstream.options.precision}".encode())
-        for name, value in upstream.state_dict().items():
-            raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(name.encode() + raw.numpy().tobytes())
+def fingerprint(upstream: Any) -> str:
+    """Tells an encoder by its weights, the layers that are taken and the precision."""
+    digest = hashlib.sha256(f"{upstream.layers} {upstream.options.precision}".encode())
+    for name, value in upstream.state_dict().items():
+        raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(name.encode() + raw.numpy().tobytes())
     return digest.hexdigest()
 
 

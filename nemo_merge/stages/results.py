@@ -54,7 +54,10 @@ def transcribe_all(
 
 
 def transcribe_each(
-    context: Context, wanted: Mapping[str, tuple[Path, Mapping[str, Path]]], output: str = "decode"
+    context: Context,
+    wanted: Mapping[str, tuple[Path, Mapping[str, Path]]],
+    output: str = "decode",
+    cache: Path | None = None,
 ) -> None:
     """Transcribes sets, cut manifests, with every model, unless that was done before.
 
@@ -62,6 +65,7 @@ def transcribe_each(
         context: its ``decode`` has settings of a ``DecodingJob``.
         wanted: a model and the sets for it, by the model's name.
         output: folder of experiments for the transcripts, ``<output>/<model>/<set>.jsonl``.
+        cache: hidden layers for models that stand on fused encoders.
     """
     known = functools.cache(identity)
     settings = decode_settings(context.config)
@@ -80,7 +84,7 @@ def transcribe_each(
         else:
             if context.force:
                 shutil.rmtree(folder, ignore_errors=True)
-            jobs[job] = DecodingJob({name: path}, sets, folder.parent, overwrite=True, **settings)
+            jobs[job] = DecodingJob({name: path}, sets, folder.parent, overwrite=True, cache=cache, **settings)
             marks[job] = mark
     for job in run_jobs(jobs, context.expdir / "jobs", context.jobs, context.say, together=True):
         context.mark_fresh(job, **marks[job])
@@ -93,7 +97,7 @@ def decode_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a setting does not exist.
     """
     settings = {key: value for key, value in config["decode"].items() if key != "sets"}
-    known = {item.name for item in fields(DecodingJob)} - {"models", "sets", "output", "overwrite", "progress"}
+    known = {item.name for item in fields(DecodingJob)} - {"models", "sets", "output", "overwrite", "progress", "cache"}
     for key in settings:
         if key not in known:
             raise ConfigError(f"decode: there is no setting {key!r}{did_you_mean(str(key), known)}")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from ..errors import AudioError, ConfigError, did_you_mean
 from .decoding_run import DecodingRun, stop_at_any
+from .fused_models import take_cache
 from .jobs import Job, Report
 from .recogniser import PRECISIONS, TASKS, Recogniser, RecogniserSettings, check_model, model_digest, open_recogniser
 from .speech_activity import VadSettings
@@ -40,6 +41,7 @@ class DecodingJob(Job):
         strict: stop at an utterance that cannot be decoded, instead of leaving it out.
         overwrite: replace what other models, data or settings left; what the same left is continued in any case.
         progress: print how far it is, for the process that shows a bar.
+        cache: folder of :func:`nemo_merge.fusion.cache_features`, for models that stand on fused encoders.
     """
 
     kind: ClassVar[str] = "decode"
@@ -63,6 +65,7 @@ class DecodingJob(Job):
     strict: bool = False
     overwrite: bool = False
     progress: bool = False
+    cache: str | Path | None = None
 
     def run(self, report: Report) -> None:
         sets = {name: read_test_set(Path(path)) for name, path in self.sets.items()}
@@ -160,6 +163,8 @@ def _decode_into(
 
                 torch.set_num_threads(job.threads)
                 recogniser = open_recogniser(path, job._recogniser_settings, job.device)
+                if job.cache is not None:
+                    take_cache(recogniser, Path(job.cache), str(path))
             run = DecodingRun(job, recogniser, file, f"{name}: {key}", len(order))
             run.go(found.utterances)
             skipped |= run.skipped

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .. import register
 from ..checkpoints import open_checkpoint
+from ..errors import ConfigError
 
 
 def accept_fused(path: Path) -> None:
@@ -19,3 +21,15 @@ def accept_fused(path: Path) -> None:
         preprocessor = checkpoint.metadata.config.get("preprocessor")
     if isinstance(preprocessor, Mapping) and str(preprocessor.get("_target_")).startswith("nemo_merge.fusion."):
         register()
+
+
+def take_cache(recogniser: Any, folder: Path, name: str) -> None:
+    """Lets a model that was restored take the hidden layers of its encoders from a cache.
+
+    Raises:
+        ConfigError: it does not stand on fused encoders, or the cache is of others.
+    """
+    preprocessor = getattr(getattr(recogniser, "model", None), "preprocessor", None)
+    if not hasattr(preprocessor, "use_cache"):
+        raise ConfigError(f"{name}: does not stand on fused encoders, whose hidden layers a cache holds")
+    preprocessor.use_cache(folder)

@@ -74,8 +74,10 @@ def read_job(path: Path) -> Job:
     """
     from ..searching.job import SearchJob
     from .attention_model import AttentionModelJob
+    from .cost import CostJob
     from .ctc import TrainingJob
     from .decode import DecodingJob
+    from .feature_cache import FeatureCacheJob
     from .fine_tune import FineTuningJob
     from .recalibrate import RecalibrationJob
     from .whisper_fine_tune import WhisperFineTuningJob
@@ -87,6 +89,8 @@ def read_job(path: Path) -> Job:
         WhisperFineTuningJob,
         DecodingJob,
         RecalibrationJob,
+        FeatureCacheJob,
+        CostJob,
         SearchJob,
     )
     kinds = {kind.kind: kind for kind in known}

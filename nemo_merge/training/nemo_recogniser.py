@@ -23,6 +23,9 @@ _LANGUAGE = re.compile(r"[a-z]{2}(-\w+)?")
 class NemoRecogniser:
     """A model of a ``.nemo`` file, decoded by its own ``transcribe``.
 
+    Attributes:
+        model: NeMo's.
+
     Raises:
         CheckpointError: NeMo cannot restore it.
         ConfigError: a setting that it has no use for.
@@ -39,7 +42,7 @@ class NemoRecogniser:
         except Exception as error:  # NeMo raises whatever the class in the file raises
             reason = (str(error).splitlines() or [""])[0]
             raise CheckpointError(f"{path}: NeMo cannot restore it ({type(error).__name__}: {reason})") from error
-        self._model, self._path, self._settings, self._device = model, path, settings, device
+        self.model, self._path, self._settings, self._device = model, path, settings, device
         self.rate = int(model.cfg.get("sample_rate") or model.cfg.preprocessor.get("sample_rate", 16000))
         self._slots = list(model.prompt.get_slots("user")) if hasattr(model, "prompt") else []
         self._check_prompt()
@@ -69,7 +72,7 @@ class NemoRecogniser:
         """Texts of a batch."""
         import torch
 
-        config = self._model.get_transcribe_config()
+        config = self.model.get_transcribe_config()
         config.batch_size, config.num_workers, config.verbose = len(samples), 0, False
         if self._slots:
             # NeMo would cut the audio of a batch of one into pieces, and put their transcripts together.
@@ -80,7 +83,7 @@ class NemoRecogniser:
             )
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._settings.precision)
         with torch.inference_mode(), torch.autocast(self._device.type, precision) if precision else nullcontext():
-            heard = self._model.transcribe(list(samples), override_config=config)
+            heard = self.model.transcribe(list(samples), override_config=config)
         if isinstance(heard, tuple):  # the best hypotheses, and all of them
             heard = heard[0]
         best = [item[0] if isinstance(item, list) else item for item in heard]
@@ -88,7 +91,7 @@ class NemoRecogniser:
 
     def _token_of(self, language: str) -> str:
         """The language as the model has it."""
-        known = [token[2:-2] for token in self._model.tokenizer.special_tokens if token.startswith("<|")]
+        known = [token[2:-2] for token in self.model.tokenizer.special_tokens if token.startswith("<|")]
         for name in (language, primary_language(language)):
             if name in known:
                 return name
@@ -99,7 +102,7 @@ class NemoRecogniser:
 
     def _usual_language(self) -> str:
         """The language that the model takes speech to be in, if nothing else is said."""
-        for turn in self._model.prompt.get_default_dialog_slots():
+        for turn in self.model.prompt.get_default_dialog_slots():
             if usual := (turn["slots"].get("source_lang") or "").strip("<|>"):
                 return str(usual)
         raise ConfigError(f"{self._path}: must be told the language of the speech (language)")
@@ -109,9 +112,9 @@ class NemoRecogniser:
         if not self._slots:
             for name in ("target_language", "prompt"):
                 if getattr(settings, name):
-                    raise ConfigError(f"{self._path}: {type(self._model).__name__} takes no prompt, so no {name}")
+                    raise ConfigError(f"{self._path}: {type(self.model).__name__} takes no prompt, so no {name}")
             if settings.task != "transcribe":
-                raise ConfigError(f"{self._path}: {type(self._model).__name__} cannot {settings.task}")
+                raise ConfigError(f"{self._path}: {type(self.model).__name__} cannot {settings.task}")
         for slot in settings.prompt:
             if slot not in self._slots:
                 raise ConfigError(f"{self._path}: its prompt has no slot {slot!r}{did_you_mean(slot, self._slots)}")
@@ -119,7 +122,7 @@ class NemoRecogniser:
     def _choose_decoding(self) -> None:
         from omegaconf import OmegaConf, open_dict
 
-        model, settings = self._model, self._settings
+        model, settings = self.model, self._settings
         hybrid = hasattr(model, "cur_decoder")
         if settings.decoder and not hybrid:
             raise ConfigError(f"{self._path}: is no hybrid model, so there is no decoder to choose")

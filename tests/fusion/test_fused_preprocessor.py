@@ -337,6 +337,10 @@ def test_cached_layers_are_those_of_the_encoders(build, files, tmp_path):
     other = build(upstreams=[{"nemo": str(files["first"]), "layers": [0, 1, 2]}, {"nemo": str(files["first"])}])
     with pytest.raises(ConfigError, match="of other encoders"):
         other.preprocessor.use_cache(tmp_path / "moved")
+    turned = build(upstreams=[{"nemo": str(files["second"])}, {"nemo": str(files["first"])}], mode="ws")
+    expected, _ = turned.preprocessor.eval()(input_signal=audio, length=lengths)
+    turned.preprocessor.use_cache(tmp_path / "moved")  # each encoder finds its own
+    assert torch.allclose(turned.preprocessor(input_signal=audio, length=lengths)[0], expected, atol=1e-5)
     trained = build(upstreams=[{"nemo": str(files["first"]), "train": "full"}])
     with pytest.raises(ConfigError, match="cannot be cached"):
         cache_features(trained.preprocessor, cuts, tmp_path / "other")
