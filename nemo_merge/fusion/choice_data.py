@@ -34,7 +34,7 @@ def draw(cuts: Sequence[Any], label: Any, seconds: float, seed: int) -> tuple[li
     """Some utterances of each class in turn, and their classes, in the order of the cuts."""
     by_class: dict[Hashable, list[int]] = {}
     for index, cut in enumerate(cuts):
-        by_class.setdefault(_label_of(cut, label), []).append(index)
+        by_class.setdefault(label_of(cut, label), []).append(index)
     if len(by_class) < 2:
         raise CorpusError(
             f"all {len(cuts)} cuts are of one class, {next(iter(by_class))!r}; probes tell two or more apart"
@@ -49,7 +49,7 @@ def draw(cuts: Sequence[Any], label: Any, seconds: float, seed: int) -> tuple[li
                 taken.append(places.pop())
                 heard += cuts[taken[-1]].duration
     taken.sort()
-    labels = [_label_of(cuts[index], label) for index in taken]
+    labels = [label_of(cuts[index], label) for index in taken]
     for item in by_class:
         if (count := labels.count(item)) < 2:
             raise CorpusError(
@@ -59,12 +59,24 @@ def draw(cuts: Sequence[Any], label: Any, seconds: float, seed: int) -> tuple[li
     return [cuts[index] for index in taken], labels
 
 
-def _label_of(cut: Any, label: Any) -> Hashable:
+def label_of(cut: Any, label: Any) -> Hashable:
+    """The class of a cut.
+
+    Args:
+        cut: Lhotse's.
+        label: ``language``, ``speaker``, ``gender`` or ``text`` of its supervisions, another name for a custom field of
+            its supervisions or of itself, or a function of a cut.
+
+    Raises:
+        CorpusError: there is none, or its supervisions say several.
+    """
     if callable(label):
         found = {label(cut)}
     else:
         found = {
-            getattr(item, label) if label in ("language", "speaker", "gender") else (item.custom or {}).get(label)
+            getattr(item, label)
+            if label in ("language", "speaker", "gender", "text")
+            else (item.custom or {}).get(label)
             for item in cut.supervisions
         }
         if found <= {None}:

@@ -39,6 +39,11 @@ class Skipping:
         self.sampler.set_epoch(epoch)
 
 
+def own_generators(model: Any) -> list[random.Random]:
+    """Generators that modules such as SpecAugment keep for themselves; nothing has seeded them."""
+    return [module._rng for module in model.modules() if isinstance(getattr(module, "_rng", None), random.Random)]
+
+
 class Continuation(lightning.Callback):
     """Makes the run of a job repeatable and resumable.
 
@@ -69,9 +74,7 @@ class Continuation(lightning.Callback):
                 pin_memory=loader.pin_memory,
             )
         model.strict_loading = False  # checkpoints lack what does not change
-        for module in model.modules():
-            if isinstance(getattr(module, "_rng", None), random.Random):
-                self.generators.append(module._rng)
+        self.generators = own_generators(model)
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         place = [self.job.seed, trainer.global_rank, trainer.current_epoch, batch_idx]

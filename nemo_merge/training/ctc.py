@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .jobs import Job, Report, is_first_process
+from .jobs import Job, Report, is_first_process, with_fewer_workers
 from .sources import mix, read_source
-from .trainer import loader_config, make_trainer, reporter, save_model
+from .trainer import loader_config, make_trainer, optimiser_config, reporter, save_model
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class TrainingJob(Job):
     Attributes:
         output: the ``.nemo`` to write; it appears when training is done.
         cuts: Lhotse cut manifests to train on, mixed in proportion to their size.
-        model: NeMo configuration of a new model (``preprocessor``, ``encoder``, ``decoder``, ``labels`` ...).
+        model: NeMo configuration of a new model (``preprocessor``, ``encoder``, ``decoder``, ``labels`` ...), whose
+            preprocessor may be fused encoders (:class:`~nemo_merge.fusion.FusedUpstreamPreprocessor`).
         init_from: ``.nemo`` to fine-tune instead.
         steps: number of optimiser steps.
         learning_rate: peak of the schedule; it warms up linearly and falls as a cosine.
@@ -66,11 +67,7 @@ class TrainingJob(Job):
     def placed(self, gpus: int | None, resume: bool) -> TrainingJob:
         """With fewer GPUs than workers, as many workers as share out the utterances of a step evenly."""
         job = self if resume else replace(self, resume=False)
-        if not gpus or gpus >= self.workers:
-            return job
-        together = self.workers * self.batch_size
-        workers = max(count for count in range(1, gpus + 1) if together % count == 0)
-        return replace(job, workers=workers, batch_size=together // workers)
+        return with_fewer_workers(job, gpus)
 
     @property
     def checkpoints(self) -> Path:
@@ -105,6 +102,8 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
     from nemo.collections.asr.models import ASRModel, EncDecCTCModel
     from omegaconf import OmegaConf
 
+    from .fused_models import accept_fused, accept_fused_configuration
+
     torch.set_num_threads(1)
     lightning.seed_everything(job.seed)
     name = Path(job.output).stem
@@ -117,13 +116,15 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
         continuation = Continuation(job)
         callbacks = [continuation, last_checkpoint(job), *callbacks]
     trainer = make_trainer(callbacks, max_steps=job.steps, enable_checkpointing=continuation is not None)
-    optimiser = OmegaConf.create(_optimiser_config(job))
+    optimiser = OmegaConf.create(optimiser_config(job))
     if job.init_from is not None:
+        accept_fused(Path(job.init_from))
         model = ASRModel.restore_from(str(job.init_from), map_location="cpu", trainer=trainer)
         model.setup_training_data(OmegaConf.create(_loader_config(job, list(model.cfg.labels))))
         model.setup_optimization(optimiser)
     else:
         assert job.model is not None
+        accept_fused_configuration(job.model)
         config = {**job.model, "optim": optimiser, "train_ds": _loader_config(job, list(job.model["labels"]))}
         model = EncDecCTCModel(cfg=OmegaConf.create(config), trainer=trainer)
     resumed = None
@@ -153,17 +154,3 @@ def _resumed(job: TrainingJob, name: str, report: Report | None) -> str | None:
 def _loader_config(job: TrainingJob, labels: list[str]) -> dict[str, Any]:
     sources = [read_source(path, f"cuts[{index}]") for index, path in enumerate(job.cuts)]
     return loader_config(mix(sources), job.seed, labels=labels, batch_size=job.batch_size)
-
-
-def _optimiser_config(job: TrainingJob) -> dict[str, Any]:
-    return {
-        "name": "adamw",
-        "lr": job.learning_rate,
-        **job.optimiser,
-        "sched": {
-            "name": "CosineAnnealing",
-            "warmup_steps": job.warmup_steps,
-            "min_lr": job.learning_rate * job.final_learning_rate,
-            "max_steps": job.steps,
-        },
-    }

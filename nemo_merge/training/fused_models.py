@@ -1,4 +1,4 @@
-"""Models that hear through fused encoders, which NeMo restores only where this package says so."""
+"""Models that hear through fused encoders, which NeMo builds and restores only where this package says so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ def accept_fused(path: Path) -> None:
         CheckpointError: the file cannot be read.
     """
     with open_checkpoint(path) as checkpoint:
-        preprocessor = checkpoint.metadata.config.get("preprocessor")
+        accept_fused_configuration(checkpoint.metadata.config)
+
+
+def accept_fused_configuration(config: Mapping[str, Any]) -> None:
+    """Registers this package's classes with NeMo if a configuration needs them, before a model is built from it."""
+    preprocessor = config.get("preprocessor")
     if isinstance(preprocessor, Mapping) and str(preprocessor.get("_target_")).startswith("nemo_merge.fusion."):
         register()
 

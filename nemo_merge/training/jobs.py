@@ -74,6 +74,7 @@ def read_job(path: Path) -> Job:
     """
     from ..searching.job import SearchJob
     from .attention_model import AttentionModelJob
+    from .classifier import ClassifierJob
     from .cost import CostJob
     from .ctc import TrainingJob
     from .decode import DecodingJob
@@ -84,6 +85,7 @@ def read_job(path: Path) -> Job:
 
     known: tuple[type[Job], ...] = (
         TrainingJob,
+        ClassifierJob,
         AttentionModelJob,
         FineTuningJob,
         WhisperFineTuningJob,
@@ -119,6 +121,21 @@ def shared_out(job: J, gpus: int | None, resume: bool) -> J:
             raise ConfigError(f"{values.output}: devices={values.devices} cannot be shared out evenly over {gpus} GPUs")
         changes |= {"devices": gpus, "accumulate": values.accumulate * values.devices // gpus}
     return dataclasses.replace(job, **changes)
+
+
+def with_fewer_workers(job: J, gpus: int | None) -> J:
+    """With fewer GPUs than workers, as many workers as share out the utterances of a step evenly.
+
+    Args:
+        job: with ``workers`` and ``batch_size``.
+        gpus: that each machine has for it; None where that is not known, 0 for none.
+    """
+    values: Any = job
+    if not gpus or gpus >= values.workers:
+        return job
+    together = values.workers * values.batch_size
+    workers = max(count for count in range(1, gpus + 1) if together % count == 0)
+    return dataclasses.replace(values, workers=workers, batch_size=together // workers)
 
 
 def started_together() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,48 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 _LANGUAGE = re.compile(r"[a-z]{2}(-\w+)?")
+
+
+def restore(path: Path, device: torch.device) -> Any:
+    """The model of a ``.nemo`` file, to be run.
+
+    Raises:
+        CheckpointError: NeMo cannot restore it.
+    """
+    from nemo.collections.asr.models import ASRModel
+
+    try:
+        accept_fused(path)
+        return ASRModel.restore_from(str(path), map_location=device).eval()
+    except Exception as error:  # NeMo raises whatever the class in the file raises
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(f"{path}: NeMo cannot restore it ({type(error).__name__}: {reason})") from error
+
+
+def sample_rate_of(config: Any) -> int:
+    """Samples per second of the audio that a model of NeMo's expects, by its configuration."""
+    return int(config.get("sample_rate") or config.preprocessor.get("sample_rate") or 16000)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Computation in halves, unless the precision is ``fp32``."""
+    import torch
+
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, kind) if kind else nullcontext()
+
+
+def refuse_prompt(path: Path, kind: str, settings: RecogniserSettings) -> None:
+    """What only models with prompts have a use for.
+
+    Raises:
+        ConfigError: there is such a setting.
+    """
+    for name in ("target_language", "prompt"):
+        if getattr(settings, name):
+            raise ConfigError(f"{path}: {kind} takes no prompt, so no {name}")
+    if settings.task != "transcribe":
+        raise ConfigError(f"{path}: {kind} cannot {settings.task}")
 
 
 class NemoRecogniser:
@@ -34,16 +76,9 @@ class NemoRecogniser:
     longest: float | None = None
 
     def __init__(self, path: Path, settings: RecogniserSettings, device: torch.device) -> None:
-        from nemo.collections.asr.models import ASRModel
-
-        try:
-            accept_fused(path)
-            model = ASRModel.restore_from(str(path), map_location=device).eval()
-        except Exception as error:  # NeMo raises whatever the class in the file raises
-            reason = (str(error).splitlines() or [""])[0]
-            raise CheckpointError(f"{path}: NeMo cannot restore it ({type(error).__name__}: {reason})") from error
+        model = restore(path, device)
         self.model, self._path, self._settings, self._device = model, path, settings, device
-        self.rate = int(model.cfg.get("sample_rate") or model.cfg.preprocessor.get("sample_rate", 16000))
+        self.rate = sample_rate_of(model.cfg)
         self._slots = list(model.prompt.get_slots("user")) if hasattr(model, "prompt") else []
         self._check_prompt()
         if settings.decoder or settings.beam:
@@ -81,8 +116,7 @@ class NemoRecogniser:
             config.pad_min_duration = (
                 0.0  # NeMo pads samples to a second, but not files, except for models with prompts
             )
-        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._settings.precision)
-        with torch.inference_mode(), torch.autocast(self._device.type, precision) if precision else nullcontext():
+        with torch.inference_mode(), autocast(self._device, self._settings.precision):
             heard = self.model.transcribe(list(samples), override_config=config)
         if isinstance(heard, tuple):  # the best hypotheses, and all of them
             heard = heard[0]
@@ -110,11 +144,7 @@ class NemoRecogniser:
     def _check_prompt(self) -> None:
         settings = self._settings
         if not self._slots:
-            for name in ("target_language", "prompt"):
-                if getattr(settings, name):
-                    raise ConfigError(f"{self._path}: {type(self.model).__name__} takes no prompt, so no {name}")
-            if settings.task != "transcribe":
-                raise ConfigError(f"{self._path}: {type(self.model).__name__} cannot {settings.task}")
+            refuse_prompt(self._path, type(self.model).__name__, settings)
         for slot in settings.prompt:
             if slot not in self._slots:
                 raise ConfigError(f"{self._path}: its prompt has no slot {slot!r}{did_you_mean(slot, self._slots)}")

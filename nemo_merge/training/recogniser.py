@@ -109,6 +109,8 @@ def open_recogniser(path: Path, settings: RecogniserSettings, device: str) -> Re
     """
     import torch
 
+    from ..checkpoints import open_checkpoint
+
     try:
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         torch.empty(0, device=place)
@@ -120,6 +122,12 @@ def open_recogniser(path: Path, settings: RecogniserSettings, device: str) -> Re
         from .whisper_recogniser import WhisperRecogniser
 
         return WhisperRecogniser(path, settings, place)
+    from .nemo_classifier import CLASSIFIERS, NemoClassifier
+
+    with open_checkpoint(path) as checkpoint:
+        kind = str(checkpoint.metadata.config.get("target")).rpartition(".")[2]
+    if kind in CLASSIFIERS:
+        return NemoClassifier(path, settings, place)
     from .nemo_recogniser import NemoRecogniser
 
     return NemoRecogniser(path, settings, place)

@@ -6,9 +6,28 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .jobs import Report
+
+
+class Scheduled(Protocol):
+    """A job with the fields of a schedule."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def warmup_steps(self) -> int: ...
+
+    @property
+    def final_learning_rate(self) -> float: ...
+
+    @property
+    def optimiser(self) -> Mapping[str, Any]: ...
 
 
 def make_trainer(callbacks: Sequence[Any], *, devices: int = 1, num_nodes: int = 1, **arguments: Any) -> Any:
@@ -66,6 +85,21 @@ def loader_config(input_cfg: Sequence[Mapping[str, Any]], seed: int, **options: 
         "seed": seed,
         "shard_seed": seed,
         **options,
+    }
+
+
+def optimiser_config(job: Scheduled) -> dict[str, Any]:
+    """AdamW in NeMo's words, with a linear warm-up and a cosine."""
+    return {
+        "name": "adamw",
+        "lr": job.learning_rate,
+        **job.optimiser,
+        "sched": {
+            "name": "CosineAnnealing",
+            "warmup_steps": job.warmup_steps,
+            "min_lr": job.learning_rate * job.final_learning_rate,
+            "max_steps": job.steps,
+        },
     }
 
 
