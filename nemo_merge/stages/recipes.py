@@ -5,6 +5,9 @@ from __future__ import annotations
 from . import adaptation, data, models, pack, results, retention, translation, translation_results
 from .domains import report, scores, search, training
 from .engine import Stage
+from .fusion import downstream, encoders, systems
+from .fusion import report as fusion_report
+from .fusion import scores as fusion_scores
 from .languages import scores as languages_scores
 from .languages import search as languages_search
 from .languages import training as languages_training
@@ -290,5 +293,65 @@ LANGUAGE = (
     ),
 )
 
-RECIPES = {"merge": MERGE, "adapt": ADAPT, "domains": DOMAINS, "language": LANGUAGE, "translation": TRANSLATION}
+FUSION = (
+    *_DATA[:2],
+    Stage(
+        "cuts",
+        "make and check cuts of every set and every task",
+        encoders.cuts,
+        options=("tasks",),
+        after=("prepare",),
+        outputs=encoders.task_cut_files,
+    ),
+    Stage(
+        "train",
+        "train the encoders or take given ones, compare them, run them once over all speech",
+        encoders.train,
+        options=("seed", "model", "upstreams", "tasks", "compare"),
+        after=("cuts",),
+        reads=systems.given_files,
+        outputs=encoders.encoder_files,
+    ),
+    Stage(
+        "merge",
+        "fuse: train every interface on every set of encoders, for every task",
+        downstream.fuse,
+        options=("fuse", "tasks", "seeds"),
+        after=("cuts", "train"),
+        outputs=downstream.fused_files,
+    ),
+    Stage(
+        "decode",
+        "run every model over its test sets, measure what one of each system costs",
+        fusion_scores.decode,
+        options=("decode",),
+        after=("cuts", "train", "merge"),
+        outputs=fusion_scores.hypothesis_files,
+    ),
+    Stage(
+        "score",
+        "error rates, what fusion adds, and what belongs to encoders or interfaces",
+        fusion_scores.score,
+        options=("corpus",),
+        after=("decode",),
+        outputs=fusion_scores.score_files,
+    ),
+    Stage(
+        "report",
+        "write RESULTS.md and a picture",
+        fusion_report.write_report,
+        options=("title",),
+        after=("train", "score"),
+        outputs=fusion_report.report_files,
+    ),
+)
+
+RECIPES = {
+    "merge": MERGE,
+    "adapt": ADAPT,
+    "domains": DOMAINS,
+    "fusion": FUSION,
+    "language": LANGUAGE,
+    "translation": TRANSLATION,
+}
 """Stages by the configuration's ``recipe``, which is ``merge`` where it says nothing."""

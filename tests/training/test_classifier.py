@@ -129,7 +129,7 @@ def test_logits_do_not_depend_on_the_batch(trained):
     rng = np.random.default_rng(0)
     samples = [0.1 * rng.standard_normal(length).astype(np.float32) for length in (16000, 4000, 9000)]
     logits: list[torch.Tensor] = []
-    recogniser._model.register_forward_hook(lambda module, inputs, output: logits.append(output[0]))
+    recogniser.model.register_forward_hook(lambda module, inputs, output: logits.append(output[0]))
     labels = recogniser.transcribe(samples, {})
     alone = [recogniser.transcribe([item], {})[0] for item in samples]
     assert alone == labels
@@ -262,7 +262,7 @@ def test_classification_models_hear_utterances_of_other_lengths_alone(mel, tmp_p
     EncDecClassificationModel(cfg=OmegaConf.create(config)).save_to(str(tmp_path / "words.nemo"))
     recogniser = open_classifier(tmp_path / "words.nemo")
     batches: list[int] = []
-    recogniser._model.register_forward_hook(lambda module, inputs, output: batches.append(len(output)))
+    recogniser.model.register_forward_hook(lambda module, inputs, output: batches.append(len(output)))
     rng = np.random.default_rng(0)
     samples = [rng.standard_normal(length).astype(np.float32) for length in (16000, 4000, 16000)]
     labels = recogniser.transcribe(samples, {})
