@@ -61,4 +61,4 @@ def command(upstreams: tuple[str, ...], threads: int | None, **given: Any) -> No
     job = ComparisonJob(upstreams=upstreams, threads=threads or cpus, **given)
     job.check()
     run_logged(job, "the comparison", click.echo)
-    click.echo("\n" + "\n".join(str(job.output / name) for name in FILES))
+    click.echo("\n" + "\n".join(str(given["output"] / name) for name in FILES))

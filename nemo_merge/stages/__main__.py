@@ -23,7 +23,7 @@ from .sets import SpeechSets
 _DEFAULTS = {"cmd": "local", "pack": {}}
 """Settings that every recipe has, whether its configuration mentions them or not."""
 _LISTS = ("corpus", "merge.methods")
-"""Where an entry that is null is taken out: of what another configuration or the same one has under that name."""
+"""Where an entry that is null, in a configuration or on the command line, is taken out."""
 _CHOICE = ("--stage", "--stop-stage", "--stages", "--skip-stages")
 
 
@@ -151,12 +151,12 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
             entries = OmegaConf.select(settings, place) or {}
             for name in [name for name in entries if entries[name] is None]:
                 entries.pop(name)
-        plain = {**OmegaConf.to_container(settings, resolve=True), "model": model}
+        plain: Any = OmegaConf.to_container(settings, resolve=True)
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename}: no such file") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{config}: {str(error).splitlines()[0]}") from error
-    return {**plain, "command": shlex.join(_typed())}
+    return {**plain, "model": model, "command": shlex.join(_typed())}
 
 
 def _load(config: Path) -> Any:
