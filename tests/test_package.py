@@ -86,7 +86,7 @@ LAYERS = {
         "__init__",
     },
     "reporting": {"errors", "tensors", "methods", "checkpoints", "merging", "scoring", "corpora", "__init__"},
-    "training": {"errors", "vocabulary", "checkpoints", "adapters", "scoring", "searching", "__init__"},
+    "training": {"errors", "vocabulary", "checkpoints", "adapters", "scoring", "searching", "fusion", "__init__"},
     "searching": {"_lazy", "errors", "methods", "merging", "scoring", "training"},
     "termination": {"errors"},
     "cli": {
@@ -102,6 +102,7 @@ LAYERS = {
         "settings",
         "scoring",
         "corpora",
+        "fusion",
     },
     "hooks": {
         "_lazy",
@@ -126,6 +127,7 @@ LAYERS = {
         "hooks",
         "reporting",
         "scoring",
+        "training",
         "__init__",
     },
     "configs": set(),

@@ -13,8 +13,9 @@ from ..errors import NemoMergeError
 from ..termination import terminable
 
 _VERBS = (
-    "analyze", "corpora", "decode", "download", "emr-apply", "export-nemo", "extend", "finetune", "forget", "inspect",
-    "merge", "methods", "multirun", "pack", "plan", "prepare", "report", "reproduce", "score", "sweep",
+    "analyze", "compare-upstreams", "corpora", "decode", "download", "emr-apply", "export-nemo", "extend", "finetune",
+    "forget", "inspect", "merge", "methods", "multirun", "pack", "plan", "prepare", "report", "reproduce", "score",
+    "sweep",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError, NemoMergeError
+from ..errors import ConfigError, NemoMergeError, OutputError
 
 if TYPE_CHECKING:
     from ..training.jobs import Job
@@ -34,6 +34,7 @@ def run_logged(
 
     Raises:
         ConfigError: the job found something that the user can solve.
+        OutputError: the log cannot be written.
         JobError: it ended otherwise.
     """
     from ..training.jobs import ERROR_PREFIX, write_job
@@ -41,6 +42,10 @@ def run_logged(
 
     output = Path(str(vars(job)["output"]))
     log = output.with_name(f"{output.name}.log")
+    try:
+        log.touch()
+    except OSError as error:
+        raise OutputError(f"{log}: cannot be written ({error.strerror})") from error
     with tempfile.TemporaryDirectory() as folder, open(log, "w+", encoding="utf-8", errors="replace") as file:
         description = write_job(job, Path(folder, "job.json"))
         code = run_job(description, job.processes, say, lambda line: shown(line) or file.write(line), file)

@@ -22,7 +22,7 @@ from .choice_report import PairScore, UpstreamComparison, UpstreamScore, check_d
 from .layer_interface import whole_number
 from .probing import held_out, kernel
 from .similarity import LayerSimilarity
-from .sources import build, describe, load_weights, plain
+from .sources import build, describe, load, plain, upstreams_at
 from .upstream import Upstream
 from .upstream_fusion import common_frame_shift
 
@@ -59,7 +59,8 @@ def compare_upstreams(
 
     Args:
         upstreams: a :class:`~nemo_merge.fusion.FusedUpstreamPreprocessor` (its cache is used), or a list of encoders:
-            :class:`~nemo_merge.fusion.Upstream`, NeMo models, or mappings as in its ``upstreams``.
+            :class:`~nemo_merge.fusion.Upstream`, NeMo models, mappings as in its ``upstreams``, or paths and names as
+            of :func:`~nemo_merge.fusion.sources.upstreams_at`.
         cuts: Lhotse cuts of one channel, or their file.
         output: a folder for ``choice.json``, ``choice.md`` and ``choice.png``.
         label: what probes tell apart: a field of the supervisions (``language``, ``speaker``), a custom field of
@@ -185,7 +186,7 @@ def _encoders(given: Any) -> tuple[list[Upstream], Callable[[Tensor, Tensor], An
         return list(given.upstreams), given.hidden_layers
     if isinstance(given, (Upstream, nn.Module, str)) or not hasattr(given, "__iter__") or not (items := list(given)):
         raise ConfigError(f"upstreams={given!r} is no FusedUpstreamPreprocessor and no list with an entry per encoder")
-    modules = [item if isinstance(item, Upstream) else _built(item) for item in items]
+    modules = [module for item in items for module in _built(item)]
 
     def hear(audio: Tensor, lengths: Tensor) -> Any:
         both = [module(audio, lengths) for module in modules]
@@ -194,14 +195,16 @@ def _encoders(given: Any) -> tuple[list[Upstream], Callable[[Tensor, Tensor], An
     return modules, hear
 
 
-def _built(item: Any) -> Upstream:
-    entry = describe(item if isinstance(item, nn.Module) else plain(item))
-    upstream = build(entry)
-    if isinstance(item, nn.Module):
-        upstream.load_weights(item.state_dict())
-    else:
-        load_weights(entry, upstream)
-    return upstream.prepare()
+def _built(item: Any) -> list[Upstream]:
+    if isinstance(item, Upstream):
+        return [item]
+    if isinstance(item, (str, Path)):
+        return upstreams_at(item)
+    if not isinstance(item, nn.Module):
+        return [load(plain(item))]
+    upstream = build(describe(item))
+    upstream.load_weights(item.state_dict())
+    return [upstream.prepare()]
 
 
 def _names(modules: Sequence[Upstream]) -> list[str]:

@@ -14,8 +14,7 @@ from ..checkpoints._work import write_whole
 from ..errors import ConfigError, OutputError
 from ..reporting.markdown import rate, table
 from ..scoring.significance import Interval
-
-JSON, MARKDOWN, PICTURE = "choice.json", "choice.md", "choice.png"
+from .choice_job import JSON, MARKDOWN, PICTURE
 
 
 @dataclass(frozen=True)

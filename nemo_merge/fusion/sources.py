@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..checkpoints import open_checkpoint
+from ..checkpoints import Checkpoint, open_checkpoint
 from ..errors import CheckpointError, ConfigError, did_you_mean
-from .upstream import Upstream, UpstreamOptions
+from .upstream import Upstream, UpstreamOptions, load_strictly
 
 SOURCES = ("nemo", "huggingface", "merge")
 OPTIONS = ("layers", "train", "lora", "precision")
 DESCRIPTION = ("kind", "config", "provenance")
+_NO_TRANSFORMERS = "Hugging Face models need transformers; pip install 'nemo-merge[fusion]'"
 
 
 def describe(entry: Any) -> dict[str, Any]:
@@ -63,6 +65,55 @@ def load_weights(entry: Mapping[str, Any], upstream: Upstream) -> None:
             upstream.load_weights(merge.state_dict())
 
 
+def load(entry: Any) -> Upstream:
+    """The encoder of an entry of ``upstreams`` with the weights of its source, frozen or with adapters as it says.
+
+    Raises:
+        NemoMergeError: as by :func:`describe`, :func:`build` and :func:`load_weights`.
+    """
+    entry = describe(entry)
+    upstream = build(entry)
+    load_weights(entry, upstream)
+    return upstream.prepare()
+
+
+def upstreams_at(place: str | Path) -> list[Upstream]:
+    """Encoders with their weights, by what is there.
+
+    Args:
+        place: the YAML file of a merge; a NeMo model, of which, where it has fused encoders, these are taken; a folder
+            of Hugging Face, or a name on the Hub.
+
+    Raises:
+        NemoMergeError: as by :func:`load`.
+    """
+    from ..hooks.request import YAML_SUFFIXES
+
+    place = os.fspath(place)
+    path = Path(place)
+    if path.suffix.lower() in YAML_SUFFIXES:
+        return [load({"merge": place})]
+    if not path.exists() and path.suffix != ".nemo":
+        return [load({"huggingface": place})]
+    with open_checkpoint(place) as checkpoint:
+        if checkpoint.format == "huggingface":
+            return [load({"huggingface": place})]
+        preprocessor = plain(checkpoint.metadata.config.get("preprocessor") or {})
+        if fused := preprocessor.get("upstreams"):
+            return [_from_fused(checkpoint, index, entry) for index, entry in enumerate(fused)]
+    return [load({"nemo": place})]
+
+
+def _from_fused(checkpoint: Checkpoint, index: int, entry: Mapping[str, Any]) -> Upstream:
+    """An encoder as it was saved with a model, or from its own source where frozen ones were left out."""
+    prefix = f"preprocessor.upstreams.{index}."
+    if not any(name.startswith(prefix) for name in checkpoint):
+        return load(entry)
+    upstream = build(entry).prepare()
+    load_strictly(upstream, checkpoint, prefix, f"{checkpoint.path}: {upstream.name}")
+    return upstream
+
+
 def build(entry: Mapping[str, Any]) -> Upstream:
     """The encoder of a described entry, with random weights.
 
@@ -72,11 +123,12 @@ def build(entry: Mapping[str, Any]) -> Upstream:
     options = UpstreamOptions(**{key: entry[key] for key in OPTIONS if entry.get(key) is not None})
     name = str(next(entry[key] for key in SOURCES if entry.get(key) is not None))
     if entry["kind"] == "nemo":
+        _need("nemo", f"{name}: NeMo models need NeMo; pip install 'nemo-merge[fusion]'")
         from .nemo_upstream import NemoUpstream
 
         return NemoUpstream(entry["config"], options, name)
     if entry["kind"] == "huggingface":
-        _need_transformers(name)
+        _need("transformers", f"{name}: {_NO_TRANSFORMERS}")
         from .huggingface_upstream import huggingface_upstream
 
         return huggingface_upstream(entry["config"], options, name)
@@ -134,7 +186,7 @@ def _nemo_config(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _huggingface_config(place: str) -> dict[str, Any]:
-    _need_transformers(place)
+    _need("transformers", f"{place}: {_NO_TRANSFORMERS}")
     from transformers import AutoConfig, AutoFeatureExtractor
 
     from .huggingface_upstream import MODEL_TYPES
@@ -157,11 +209,9 @@ def _huggingface_config(place: str) -> dict[str, Any]:
     return {"config": {**plain(config.to_diff_dict()), "model_type": config.model_type}, "features": plain(chosen)}
 
 
-def _need_transformers(name: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec("transformers") is None:
-        raise ConfigError(f"{name}: Hugging Face models need transformers; pip install 'nemo-merge[whisper]'")
+def _need(package: str, message: str) -> None:
+    if find_spec(package) is None:
+        raise ConfigError(message)
 
 
 def plain(value: Any) -> Any:

@@ -22,6 +22,8 @@ from .sets import SpeechSets
 
 _DEFAULTS = {"cmd": "local", "pack": {}}
 """Settings that every recipe has, whether its configuration mentions them or not."""
+_LISTS = ("corpus", "merge.methods")
+"""Where an entry that is null, in a configuration or on the command line, is taken out."""
 _CHOICE = ("--stage", "--stop-stage", "--stages", "--skip-stages")
 
 
@@ -75,7 +77,8 @@ def command(
 ) -> None:
     """Run the stages of a recipe; a stage that is done and whose options did not change is skipped.
 
-    KEY=VALUE changes a setting of the configuration, for example train.experts.steps=50.
+    KEY=VALUE changes a setting of the configuration, for example train.experts.steps=50; null takes out a merge or a
+    set of speech: merge.methods.ties=null.
     """
     if started_together():
         raise ConfigError("a recipe is started once, not by torchrun or srun; it starts processes itself, see --cmd")
@@ -143,13 +146,17 @@ def _settings(config: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
         model: Any = None  # where the base is given, there is none to be made
         if file := settings.pop("model", None):
             model = _model(config.parent / file, changes.pop("model", {}))
-        settings = OmegaConf.to_container(OmegaConf.merge(settings, changes), resolve=True)
-        plain = {**settings, "model": model}
+        settings = OmegaConf.merge(settings, changes)
+        for place in _LISTS:
+            entries = OmegaConf.select(settings, place) or {}
+            for name in [name for name in entries if entries[name] is None]:
+                entries.pop(name)
+        plain: Any = OmegaConf.to_container(settings, resolve=True)
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename}: no such file") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{config}: {str(error).splitlines()[0]}") from error
-    return {**plain, "command": shlex.join(_typed())}
+    return {**plain, "model": model, "command": shlex.join(_typed())}
 
 
 def _load(config: Path) -> Any:
@@ -172,21 +179,13 @@ def _model(file: Path, changes: Any) -> Any:
 
 
 def _like(other: Any, settings: Any) -> Any:
-    """Another configuration with the settings of this one in their place; sets of speech are replaced as a whole.
-
-    Sets and merges that are null here are taken out.
-    """
+    """Another configuration with the settings of this one in their place; sets of speech are replaced as a whole."""
     from omegaconf import OmegaConf
 
     for name, entry in (settings.get("corpus") or {}).items():
-        if entry is None or not set(entry) <= set(SPLITS):  # not only other numbers of the same synthesised set
+        if not set(entry or ()) <= set(SPLITS):  # not only other numbers of the same synthesised set
             other.get("corpus", {}).pop(name, None)
-    merged: Any = OmegaConf.merge(other, settings)
-    for place in ("corpus", "merge.methods"):
-        entries = OmegaConf.select(settings, place) or {}
-        for name in [name for name, entry in entries.items() if entry is None]:
-            OmegaConf.select(merged, place).pop(name)
-    return merged
+    return OmegaConf.merge(other, settings)
 
 
 def _typed() -> list[str]:

@@ -119,7 +119,7 @@ def merge(context: Context) -> None:
     device = "cpu" if PLACEMENT.get().gpus == 0 else context.config["merge"].get("device", "cpu")
     seconds = {}
     for name, settings in context.config["merge"]["methods"].items():
-        parameters = dict(settings or {})
+        parameters = dict(settings)
         method = parameters.pop("method", name)
         experts = parameters.pop("experts", context.config["domains"])
         started = time.process_time()

@@ -165,7 +165,7 @@ def write_report(context: Context) -> None:
         scores=scores,
         domains={name: found[name].title for name in context.config["domains"]},
         others=_other_sets(context),
-        merges={name: dict(values or {}) for name, values in context.config["merge"]["methods"].items()},
+        merges={name: dict(values) for name, values in context.config["merge"]["methods"].items()},
         baseline=context.config["score"]["baseline"],
         merge_seconds=merge_seconds,
         stage_seconds=seconds_of(context),

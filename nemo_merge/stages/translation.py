@@ -104,7 +104,7 @@ def merges(config: Mapping[str, Any]) -> Iterator[Merge]:
     """Every merge that the configuration asks for: an entry of ``sweep`` gives one per value."""
     for group in groups(config):
         for method, given in config["merge"]["methods"].items():
-            parameters = {"method": method, **(given or {})}
+            parameters = {"method": method, **given}
             sweep = parameters.pop("sweep", {})
             if not sweep:
                 yield Merge(group, method, parameters)

@@ -232,5 +232,5 @@ def report_files(context: Context) -> list[Path]:
 
 def _label(config: Mapping[str, Any], method: str, value: float | None) -> str:
     """How a merge is shown: the method with the value of what it sweeps."""
-    sweep = (config["merge"]["methods"][method] or {}).get("sweep", {})
+    sweep = config["merge"]["methods"][method].get("sweep", {})
     return f"{method} ({next(iter(sweep))} {value:g})" if value is not None else method

@@ -72,6 +72,7 @@ def read_job(path: Path) -> Job:
     Raises:
         ValueError: it describes no known kind of job.
     """
+    from ..fusion.choice_job import ComparisonJob
     from ..searching.job import SearchJob
     from .attention_model import AttentionModelJob
     from .classifier import ClassifierJob
@@ -94,6 +95,7 @@ def read_job(path: Path) -> Job:
         FeatureCacheJob,
         CostJob,
         SearchJob,
+        ComparisonJob,
     )
     kinds = {kind.kind: kind for kind in known}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nemo_merge.errors import AudioError, ConfigError, CorpusError
-from nemo_merge.fusion import Upstream, UpstreamOptions, choice_report, compare_upstreams
+from nemo_merge.fusion import Upstream, UpstreamOptions, choice_report, compare_upstreams, sources
 from nemo_merge.fusion.choice_data import draw
 from nemo_merge.fusion.probing import deal_folds, held_out, kernel
 from nemo_merge.fusion.similarity import LayerSimilarity
@@ -275,6 +275,12 @@ def other_rate() -> list[Planted]:
 def test_what_cannot_be_compared_is_refused(cuts, upstreams, change, options, error, message):
     with pytest.raises(error, match=message):
         compare_upstreams(upstreams(), change(cuts) if change else cuts, **options)
+
+
+def test_without_nemo_its_models_are_refused(monkeypatch):
+    monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"a\.nemo: NeMo models need NeMo; pip install 'nemo-merge\[fusion\]'"):
+        sources.build({"kind": "nemo", "nemo": "a.nemo", "config": {}})
 
 
 @pytest.mark.nemo

@@ -170,6 +170,6 @@ def test_other_models_and_damaged_folders(folders, tmp_path, monkeypatch):
         describe({"huggingface": str(tmp_path / "bert")})
     with pytest.raises(CheckpointError, match="transformers finds no model"):
         describe({"huggingface": str(tmp_path)})
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"need transformers; pip install 'nemo-merge\[whisper\]'"):
+    monkeypatch.setattr("nemo_merge.fusion.sources.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"need transformers; pip install 'nemo-merge\[fusion\]'"):
         describe({"huggingface": str(folders["hubert"])})

@@ -30,7 +30,7 @@ def context(tmp_path: Path) -> Context:
         "corpus": {"telephone": {"test": 3}, "ood_kitchen": {"test": 3}},
         "domains": ["telephone"],
         "decode": {"sets": ["telephone", "ood_kitchen"]},
-        "merge": {"methods": {"soup": None, "ties": {"density": 0.2}, "tsvm": None}},
+        "merge": {"methods": {"soup": {}, "ties": {"density": 0.2}, "tsvm": {}}},
         "score": {"baseline": "soup"},
     }
     for model, texts in HEARD.items():

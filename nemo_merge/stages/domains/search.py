@@ -56,7 +56,7 @@ def candidates(config: Mapping[str, Any]) -> list[Candidate]:
     """
     found = []
     for entry, given in config["merge"]["methods"].items():
-        parameters = dict(given or {})
+        parameters = dict(given)
         name = parameters.pop("method", entry)
         grid = dict(parameters.pop("search", None) or {})
         then = parameters.pop("then", None) or ()

@@ -33,7 +33,7 @@ def check(config: Mapping[str, Any]) -> None:
     if not known or new in known or {new, *known} & set(config["untouched"]):
         raise ConfigError("old must name a language at least, and old, new and untouched different ones")
     for method, given in config["merge"]["methods"].items():
-        if not (given or {}).get("search", {}).get("scale"):
+        if not given.get("search", {}).get("scale"):
             raise ConfigError(f"merge.methods.{method}: write what is tried, such as {{search: {{scale: [0.5, 1.0]}}}}")
         tried = given.get("extend", config["extend"]["search"])
         if set(tried) != set(TRIED) or not all(tried.values()):
