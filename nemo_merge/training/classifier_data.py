@@ -77,7 +77,7 @@ def read_labelled(job: ClassifierJob) -> LabelledCuts:
     return LabelledCuts({label: counts[label] for label in known or sorted(counts)}, shortest)
 
 
-class LabelDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class LabelDataset(torch.utils.data.Dataset):
     """Makes batches of Lhotse cuts, as ``EncDecSpeakerLabelModel`` takes them.
 
     Args:
