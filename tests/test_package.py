@@ -126,6 +126,7 @@ LAYERS = {
         "hooks",
         "reporting",
         "scoring",
+        "training",
         "__init__",
     },
     "configs": set(),

@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from nemo_merge import open_checkpoint
-from nemo_merge.errors import CheckpointError, ConfigError, CorpusError
+from nemo_merge.errors import AudioError, CheckpointError, ConfigError, CorpusError
 from nemo_merge.training.classifier import ClassifierJob, train_classifier
 from nemo_merge.training.jobs import read_job, write_job
 from tests.fixtures.models import same
@@ -212,18 +212,29 @@ def test_what_cannot_be_trained_is_refused_first(changes, error, message, data, 
     assert not list(tmp_path.glob("*.nemo"))
 
 
-@pytest.mark.parametrize(("part", "message"), [("class", "of one class, 'low'"), ("short", "too short for the model")])
-def test_data_that_cannot_be_learnt_is_refused_first(part, message, data, mel, tmp_path):
-    from lhotse import CutSet
+@pytest.mark.parametrize(
+    ("part", "error", "message"),
+    [
+        ("class", CorpusError, "of one class, 'low'"),
+        ("short", CorpusError, "too short for the model"),
+        ("channels", AudioError, "cut stereo has 2 channels"),
+    ],
+)
+def test_data_that_cannot_be_learnt_is_refused_first(part, error, message, data, mel, tmp_path):
+    from lhotse import CutSet, Recording
 
-    cuts = CutSet.from_file(data["train"])
+    first, *others = CutSet.from_file(data["train"])
     if part == "class":
-        cuts = cuts.filter(lambda cut: cut.supervisions[0].text == "low")
+        others = [cut for cut in others if cut.supervisions[0].text == "low"]
+    elif part == "short":
+        others.append(first.truncate(duration=0.008))
     else:
-        first, *others = cuts
-        cuts = CutSet.from_cuts([*others, first.truncate(duration=0.008)])
-    cuts.to_file(tmp_path / "cuts.jsonl.gz")
-    with pytest.raises(CorpusError, match=message):
+        soundfile.write(tmp_path / "stereo.wav", np.zeros((8000, 2)), 16000)
+        stereo = Recording.from_file(tmp_path / "stereo.wav").to_cut()
+        stereo.supervisions = first.supervisions
+        others.append(stereo)
+    CutSet.from_cuts(others).to_file(tmp_path / "cuts.jsonl.gz")
+    with pytest.raises(error, match=message):
         train_classifier(job_for(tmp_path / "m.nemo", tmp_path / "cuts.jsonl.gz", classifier(mel)))
 
 
