@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AudioError, ConfigError, CorpusError
+from ..training.cut_labels import label_of
 from .probing import deal_folds
 
 BATCH_SECONDS = 60.0
@@ -57,38 +58,6 @@ def draw(cuts: Sequence[Any], label: Any, seconds: float, seed: int) -> tuple[li
                 "out, or give more seconds"
             )
     return [cuts[index] for index in taken], labels
-
-
-def label_of(cut: Any, label: Any) -> Hashable:
-    """The class of a cut.
-
-    Args:
-        cut: Lhotse's.
-        label: ``language``, ``speaker``, ``gender`` or ``text`` of its supervisions, another name for a custom field of
-            its supervisions or of itself, or a function of a cut.
-
-    Raises:
-        CorpusError: there is none, or its supervisions say several.
-    """
-    if callable(label):
-        found = {label(cut)}
-    else:
-        found = {
-            getattr(item, label)
-            if label in ("language", "speaker", "gender", "text")
-            else (item.custom or {}).get(label)
-            for item in cut.supervisions
-        }
-        if found <= {None}:
-            found = {(getattr(cut, "custom", None) or {}).get(label)}
-    if len(found) != 1 or found <= {None, ""}:
-        what = "several labels" if len(found) > 1 else "no label"
-        name = label if isinstance(label, str) else getattr(label, "__name__", "label")
-        raise CorpusError(
-            f"cut {cut.id}: {what} {name!r}; label= names a field of the supervisions, a custom field of supervisions "
-            "or cuts, or is a function of a cut"
-        )
-    return found.pop()
 
 
 def folds_of(

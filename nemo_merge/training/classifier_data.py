@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import AudioError, ConfigError, CorpusError
-from ..fusion.choice_data import label_of
+from .cut_labels import label_of
 from .sources import mix, read_source
 from .trainer import loader_config
 
@@ -77,11 +77,11 @@ def read_labelled(job: ClassifierJob) -> LabelledCuts:
     return LabelledCuts({label: counts[label] for label in known or sorted(counts)}, shortest)
 
 
-class LabelDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class LabelDataset(torch.utils.data.Dataset):
     """Makes batches of Lhotse cuts, as ``EncDecSpeakerLabelModel`` takes them.
 
     Args:
-        label: what is told apart, see :func:`~nemo_merge.fusion.choice_data.label_of`.
+        label: what is told apart, see :func:`~nemo_merge.training.cut_labels.label_of`.
         labels: the classes, in the order of the model's outputs.
     """
 

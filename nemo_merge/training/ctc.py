@@ -102,6 +102,7 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
     from nemo.collections.asr.models import ASRModel, EncDecCTCModel
     from omegaconf import OmegaConf
 
+    from .continuation import Continuation, own_generators
     from .fused_models import accept_fused, accept_fused_configuration
 
     torch.set_num_threads(1)
@@ -110,7 +111,6 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
     callbacks: list[Any] = [reporter(name, job.steps, report)] if report else []
     continuation = None
     if job.checkpoint_every is not None:
-        from .continuation import Continuation
         from .repeatable import last_checkpoint
 
         continuation = Continuation(job)
@@ -127,6 +127,8 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
         accept_fused_configuration(job.model)
         config = {**job.model, "optim": optimiser, "train_ds": _loader_config(job, list(job.model["labels"]))}
         model = EncDecCTCModel(cfg=OmegaConf.create(config), trainer=trainer)
+    for generator in own_generators(model):
+        generator.seed(job.seed)
     resumed = None
     if continuation is not None:
         continuation.follow(model)
