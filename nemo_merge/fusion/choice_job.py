@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..errors import CheckpointError, ConfigError, CorpusError, OutputError
 from ..training.jobs import Job, Report
@@ -20,7 +20,8 @@ class ComparisonJob(Job):
     """Encoders to compare; see :func:`~nemo_merge.fusion.compare_upstreams`.
 
     Attributes:
-        upstreams: paths and names as of :func:`~nemo_merge.fusion.sources.upstreams_at`.
+        upstreams: paths and names as of :func:`~nemo_merge.fusion.sources.upstreams_at`, or mappings as of
+            :class:`~nemo_merge.fusion.FusedUpstreamPreprocessor`.
         cuts: file of Lhotse cuts.
         output: folder for the report.
         label, layers, seconds, frames, seed: as there.
@@ -30,7 +31,7 @@ class ComparisonJob(Job):
 
     kind: ClassVar[str] = "compare_upstreams"
 
-    upstreams: Sequence[str]
+    upstreams: Sequence[str | Mapping[str, Any]]
     cuts: str | Path
     output: str | Path
     label: str = "language"
@@ -70,7 +71,11 @@ class ComparisonJob(Job):
             OutputError: the output is a file, is there already, or has no folder to be in.
         """
         for place in self.upstreams:
-            if not Path(place).exists() and (place.endswith((".yaml", ".yml")) or not is_hub_name(place)):
+            if (
+                isinstance(place, str)
+                and not Path(place).exists()
+                and (place.endswith((".yaml", ".yml")) or not is_hub_name(place))
+            ):
                 raise CheckpointError(f"{place}: no such file or folder, and no OWNER/NAME of the Hugging Face hub")
         if not Path(self.cuts).is_file():
             raise CorpusError(f"{self.cuts}: no such file; give Lhotse cuts")

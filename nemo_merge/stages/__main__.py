@@ -22,7 +22,7 @@ from .sets import SpeechSets
 
 _DEFAULTS = {"cmd": "local", "pack": {}}
 """Settings that every recipe has, whether its configuration mentions them or not."""
-_LISTS = ("corpus", "merge.methods")
+_LISTS = ("corpus", "merge.methods", "upstreams", "tasks")
 """Where an entry that is null, in a configuration or on the command line, is taken out."""
 _CHOICE = ("--stage", "--stop-stage", "--stages", "--skip-stages")
 
@@ -77,8 +77,8 @@ def command(
 ) -> None:
     """Run the stages of a recipe; a stage that is done and whose options did not change is skipped.
 
-    KEY=VALUE changes a setting of the configuration, for example train.experts.steps=50; null takes out a merge or a
-    set of speech: merge.methods.ties=null.
+    KEY=VALUE changes a setting of the configuration, for example train.experts.steps=50; null takes out a merge, a
+    set of speech, an encoder or a task: merge.methods.ties=null.
     """
     if started_together():
         raise ConfigError("a recipe is started once, not by torchrun or srun; it starts processes itself, see --cmd")

@@ -1,0 +1,1 @@
+"""Stages of a recipe that fuses encoders: which encoders, behind which interface, for which task."""

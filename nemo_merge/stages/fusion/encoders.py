@@ -1,0 +1,165 @@
+"""Stages 2 and 3: cuts of every task; the encoders are trained, compared, and run once over all speech."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ...errors import ConfigError, did_you_mean
+from ...fusion.choice_job import FILES, ComparisonJob
+from ...training.classifier import ClassifierJob
+from ...training.ctc import TrainingJob
+from ...training.feature_cache import FeatureCacheJob
+from ...training.jobs import Job
+from .. import data
+from ..data import cuts_path
+from ..engine import Context, identity
+from ..models import model_path
+from ..workers import run_jobs
+from .systems import Task, is_trained_here, systems, tasks, upstream_entry
+
+_SPLITS = ("train", "test")
+
+
+def cuts(context: Context) -> None:
+    """Stage 2: cuts of every set, and for classifiers cuts of all their sets, whose text is the label."""
+    from lhotse import CutSet
+    from lhotse.utils import fastcopy
+
+    from ...training.cut_labels import label_of
+
+    found = tasks(context.config)
+    data.cuts(context)
+    for task in found:
+        if task.label is None:
+            continue
+        for split in _SPLITS:
+            labelled = []
+            for name in task.sets:
+                for cut in CutSet.from_file(cuts_path(context, name, split)):
+                    said = fastcopy(cut.supervisions[0], text=str(label_of(cut, task.label)))
+                    labelled.append(fastcopy(cut, supervisions=[said]))
+            CutSet.from_cuts(labelled).to_file(task.cuts(context, split)[task.name])
+
+
+def train(context: Context) -> None:
+    """Stage 3: encoders that are not given are trained; then all are compared, and run over the speech of the tasks."""
+    config = context.config
+    wanted = {name: upstream_entry(context, name) for name in config["upstreams"]}
+    systems(config)  # raises where an interface does not exist
+    jobs: dict[str, Job] = {}
+    for name, entry in config["upstreams"].items():
+        if is_trained_here(entry):
+            jobs[name] = _encoder_job(context, name, entry)
+    _run(context, {name: (job, [model_path(context, name)]) for name, job in jobs.items()}, together=False)
+    heard = sorted({path for task in tasks(config) for split in _SPLITS for path in _speech(context, task, split)})
+    kept = FeatureCacheJob(list(wanted.values()), heard, cache_folder(context), int(config["model"]["sample_rate"]))
+    jobs_on_all: dict[str, tuple[Job, list[Path]]] = {"features": (kept, [cache_folder(context) / "cache.json"])}
+    if compared := config.get("compare"):
+        folder, task = comparison_folder(context), compared_task(context)
+        settings = {key: value for key, value in compared.items() if key != "task"}
+        job = ComparisonJob(
+            list(wanted.values()),
+            task.cuts(context, "train")[task.name],
+            folder,
+            task.label,
+            overwrite=True,
+            **settings,
+        )
+        jobs_on_all["compare"] = (job, [folder / name for name in FILES])
+    _run(context, jobs_on_all, models=wanted)
+
+
+def _encoder_job(context: Context, name: str, entry: Mapping[str, Any]) -> Job:
+    """A recogniser, or with ``label`` a classifier, whose encoder is then an upstream."""
+    settings = {key: value for key, value in entry.items() if key not in ("data", "encoder", "decoder", "label")}
+    model: Any = OmegaConf.to_container(
+        OmegaConf.merge(context.config["model"], {"encoder": entry.get("encoder") or {}}), resolve=True
+    )
+    job = {
+        "output": model_path(context, name),
+        "cuts": [cuts_path(context, item, "train") for item in entry["data"]],
+        "seed": context.config["seed"],
+        **settings,
+    }
+    if not entry.get("label"):
+        return TrainingJob(model=model, **job)
+    if not entry.get("decoder"):
+        raise ConfigError(f"upstreams.{name}: a classifier needs a decoder, such as NeMo's SpeakerDecoder")
+    model["decoder"] = {"feat_in": model["encoder"]["d_model"], **entry["decoder"]}
+    return ClassifierJob(model=model, label=entry["label"], **job)
+
+
+def _speech(context: Context, task: Task, split: str) -> list[Path]:
+    return [cuts_path(context, name, split) for name in task.sets]
+
+
+def compared_task(context: Context) -> Task:
+    """The task whose labels tell what the encoders know.
+
+    Raises:
+        ConfigError: there is none of this name with labels.
+    """
+    name = context.config["compare"].get("task")
+    labelled = {task.name: task for task in tasks(context.config) if task.label is not None}
+    if name not in labelled:
+        raise ConfigError(f"compare.task: there is no task {name!r} with labels{did_you_mean(str(name), labelled)}")
+    return labelled[name]
+
+
+def comparison_folder(context: Context) -> Path:
+    """What was found before anything was fused."""
+    return context.expdir / "choice"
+
+
+def cache_folder(context: Context) -> Path:
+    """Hidden layers of all encoders for the speech of all tasks."""
+    return context.expdir / "features"
+
+
+def _run(
+    context: Context,
+    jobs: Mapping[str, tuple[Job, list[Path]]],
+    *,
+    models: Mapping[str, Mapping[str, Any]] | None = None,
+    together: bool = True,
+) -> None:
+    """Runs the jobs that were not done before with the same settings, speech and encoders."""
+    files = [identity(path) for entry in (models or {}).values() for path in _files(entry)]
+    wanted, marks = {}, {}
+    for name, (job, outputs) in jobs.items():
+        cuts: Any = getattr(job, "cuts", ())
+        heard = [cuts] if isinstance(cuts, Path) else cuts
+        marks[name] = {"job": job, "files": [*files, *(identity(Path(path)) for path in heard)]}
+        if context.is_fresh(name, outputs, **marks[name]):
+            context.say(f"{name}: done before")
+        else:
+            wanted[name] = job
+    for name in run_jobs(wanted, context.expdir / "jobs", context.jobs, context.say, together=together):
+        context.mark_fresh(name, **marks[name])
+
+
+def _files(entry: Mapping[str, Any]) -> list[Path]:
+    return [Path(entry[key]) for key in ("nemo", "merge") if key in entry]
+
+
+def task_cut_files(context: Context) -> list[Path]:
+    """What stage 2 leaves."""
+    labelled = [
+        path
+        for task in tasks(context.config)
+        if task.label is not None
+        for split in _SPLITS
+        for path in task.cuts(context, split).values()
+    ]
+    return [*data.cut_files(context), *labelled]
+
+
+def encoder_files(context: Context) -> list[Path]:
+    """What stage 3 leaves."""
+    trained = [name for name, entry in context.config["upstreams"].items() if is_trained_here(entry)]
+    compared = [comparison_folder(context) / name for name in FILES] if context.config.get("compare") else []
+    return [*(model_path(context, name) for name in trained), cache_folder(context) / "cache.json", *compared]

@@ -1,0 +1,126 @@
+"""The recipe that fuses encoders."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nemo_merge.errors import ConfigError
+from nemo_merge.stages.engine import Context
+from nemo_merge.stages.fusion import scores
+from nemo_merge.stages.fusion.report import write_report
+from nemo_merge.stages.fusion.systems import systems, tasks, upstream_entry
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "recipes" / "model_fusion"
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / "conf" / "model_fusion.yaml").read_text())
+
+
+def test_every_interface_stands_on_every_set_of_encoders(config):
+    config["fuse"] |= {"singles": ["ws", "hconv"], "pairs": ["ws", "hconv", "chconv"], "all": ["hconv"]}
+    names = [item.name for item in systems(config)]
+    assert len(names) == len(set(names)) == 3 * 3 + 3 * 5 + 2
+    assert {"portuguese-hconv", "portuguese+speakers-chconv", "portuguese+languages+speakers-ws-as-hconv"} <= set(names)
+    config["upstreams"].pop("speakers")
+    assert [item.name for item in systems(config) if len(item.upstreams) == 2] == [
+        f"portuguese+languages-{mode}" for mode in ("ws", "hconv", "chconv", "ws-as-hconv", "ws-as-chconv")
+    ]  # all of two encoders are their pair
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fuse": {"singles": ["hcnov"]}}, "fuse.singles: there is no interface 'hcnov'; did you mean 'hconv'"),
+        ({"fuse": {"singles": ["ws"], "controls": ["hconf"]}}, "fuse.controls: there is no interface 'hconf'"),
+        ({"fuse": {}}, "says no interface"),
+        ({"tasks": {"a": {"sets": ["telephone"]}}}, "tasks.a: says nothing about downstream"),
+        (
+            {"tasks": {"a": {"sets": ["telephone"], "downstream": {"encoder": {}}}}},
+            "tasks.a.downstream: has no decoder",
+        ),
+        ({"tasks": {"a": {"sets": ["fone"], "downstream": {"encoder": {}, "decoder": {}}}}}, "fone"),
+        ({"upstreams": {"a": {"layers": [1]}}}, "upstreams.a: needs data to be trained on, or one of nemo"),
+    ],
+)
+def test_settings_that_are_refused(config, tmp_path, changes, message):
+    config |= changes
+    context = Context(config, tmp_path, tmp_path)
+
+    def check() -> None:
+        systems(config)
+        tasks(config)
+        for name in config["upstreams"]:
+            upstream_entry(context, name)
+
+    with pytest.raises(ConfigError, match=message):
+        check()
+
+
+def test_encoders_are_trained_here_or_named(config, tmp_path):
+    config["upstreams"] |= {
+        "wavlm": {"huggingface": "microsoft/wavlm-base-plus", "layers": [0, 6, 12]},
+        "merged": {"merge": "merge.yaml"},
+    }
+    context = Context(config, tmp_path, tmp_path)
+    assert upstream_entry(context, "portuguese") == {"nemo": str(tmp_path / "models" / "portuguese.nemo")}
+    assert upstream_entry(context, "wavlm") == config["upstreams"]["wavlm"]
+    assert Path(upstream_entry(context, "merged")["merge"]).is_absolute()
+
+
+def hypotheses(context: Context, wrong: dict[str, int]) -> None:
+    """Ten utterances of one label for every run, of which the first so many are heard wrong; one more in odd seeds."""
+    for system, errors in wrong.items():
+        for seed in context.config["seeds"]:
+            folder = context.expdir / "decode" / f"domain-{system}-seed{seed}"
+            folder.mkdir(parents=True)
+            lines = [
+                {"id": str(index), "text": "a", "pred_text": "b" if index < errors + seed % 2 else "a"}
+                for index in range(10)
+            ]
+            (folder / "domain.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cost = {"parameters": 2_000_000, "trained": 100_000, "real_time_factor": 0.01, "memory": 5_000_000}
+    scores.cost_file(context, tasks(context.config)[0]).parent.mkdir(parents=True)
+    scores.cost_file(context, tasks(context.config)[0]).write_text(json.dumps(dict.fromkeys(wrong, cost)))
+
+
+def test_fusion_is_compared_with_what_it_must_beat(config, tmp_path):
+    pytest.importorskip("matplotlib")
+    config = copy.deepcopy(config)
+    config["tasks"].pop("recognition")
+    config["fuse"] |= {"singles": ["ws", "hconv"], "pairs": ["ws", "hconv"], "all": [], "controls": ["hconv"]}
+    config |= {"seeds": [0, 1], "command": "./run.sh", "compare": None}
+    config["model"] = yaml.safe_load((ROOT / "configs/model/fastconformer_ctc_mini.yaml").read_text())
+    context = Context(config, tmp_path, tmp_path)
+    wrong = {item.name: 4 for item in systems(config)}
+    wrong |= {"portuguese-hconv": 3, "speakers-hconv": 1, "portuguese+speakers-hconv": 0}
+    hypotheses(context, wrong)
+    scores.score(context)
+    table = json.loads((tmp_path / "scores.json").read_text())["domain"]
+    rows = {row["name"]: row for row in table["systems"]}
+    assert rows["portuguese-hconv"]["rate"][0] == pytest.approx(0.35)
+    assert rows["portuguese-hconv"]["seeds"] == pytest.approx([0.3, 0.4])
+    fused = rows["portuguese+speakers-hconv"]
+    assert fused["best alone"]["system"] == "speakers-hconv"
+    assert fused["best alone"]["difference"][0] == pytest.approx(-0.1)
+    assert fused["weighted sum"]["difference"][0] == pytest.approx(-0.4)
+    assert fused["control"]["system"] == "portuguese+speakers-ws-as-hconv"
+    pairs, interfaces = table["spread"]["pairs"], table["spread"]["interfaces"]
+    assert (pairs["best"], interfaces["best"], interfaces["worst"]) == ("portuguese+speakers", "hconv", "ws")
+    assert pairs["difference"][0] == pytest.approx((-0.4 + 0.0) / 2)  # by interface: hconv, ws
+    assert interfaces["difference"][0] == pytest.approx(-0.4 / 3)  # one pair of three
+    write_report(context)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| portuguese+speakers | 45.0 [" in text
+    assert "hconv less ws: -13.3 [" in text
+    assert "| portuguese+speakers | hconv | -40.0 [" in text
+    assert "| portuguese+speakers | hconv | 0.10 | 2.00 | 0.0100 | 5 |" in text
+    assert (tmp_path / "fusion.png").stat().st_size > 10_000
