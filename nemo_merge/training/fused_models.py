@@ -34,7 +34,7 @@ def take_cache(recogniser: Any, folder: Path, name: str) -> None:
     Raises:
         ConfigError: it does not stand on fused encoders, or the cache is of others.
     """
-    preprocessor = getattr(getattr(recogniser, "model", None), "preprocessor", None)
+    preprocessor: Any = getattr(getattr(recogniser, "model", None), "preprocessor", None)
     if not hasattr(preprocessor, "use_cache"):
         raise ConfigError(f"{name}: does not stand on fused encoders, whose hidden layers a cache holds")
     preprocessor.use_cache(folder)

@@ -59,16 +59,10 @@ def train(context: Context) -> None:
     kept = FeatureCacheJob(list(wanted.values()), heard, cache_folder(context), int(config["model"]["sample_rate"]))
     jobs_on_all: dict[str, tuple[Job, list[Path]]] = {"features": (kept, [cache_folder(context) / "cache.json"])}
     if compared := config.get("compare"):
-        folder, task = comparison_folder(context), compared_task(context)
+        folder, (task, label) = comparison_folder(context), compared_task(context)
         settings = {key: value for key, value in compared.items() if key != "task"}
-        job = ComparisonJob(
-            list(wanted.values()),
-            task.cuts(context, "train")[task.name],
-            folder,
-            task.label,
-            overwrite=True,
-            **settings,
-        )
+        speech = task.cuts(context, "train")[task.name]
+        job = ComparisonJob(list(wanted.values()), speech, folder, label, overwrite=True, **settings)
         jobs_on_all["compare"] = (job, [folder / name for name in FILES])
     _run(context, jobs_on_all, models=wanted)
 
@@ -97,14 +91,14 @@ def _speech(context: Context, task: Task, split: str) -> list[Path]:
     return [cuts_path(context, name, split) for name in task.sets]
 
 
-def compared_task(context: Context) -> Task:
-    """The task whose labels tell what the encoders know.
+def compared_task(context: Context) -> tuple[Task, str]:
+    """The task whose labels tell what the encoders know, and what the labels are.
 
     Raises:
         ConfigError: there is none of this name with labels.
     """
     name = context.config["compare"].get("task")
-    labelled = {task.name: task for task in tasks(context.config) if task.label is not None}
+    labelled = {task.name: (task, task.label) for task in tasks(context.config) if task.label is not None}
     if name not in labelled:
         raise ConfigError(f"compare.task: there is no task {name!r} with labels{did_you_mean(str(name), labelled)}")
     return labelled[name]

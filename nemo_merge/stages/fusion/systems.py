@@ -130,7 +130,7 @@ def tasks(config: Mapping[str, Any]) -> list[Task]:
             if part not in settings["downstream"]:
                 raise ConfigError(f"tasks.{name}.downstream: has no {part}")
         own = {key: settings.pop(key, None) for key in ("title", "sets", "label", "downstream")}
-        found.append(Task(name, **{**own, "title": own["title"] or name}, training=settings))  # type: ignore[arg-type]
+        found.append(Task(name, **{**own, "title": own["title"] or name}, training=settings))
     return found
 
 
