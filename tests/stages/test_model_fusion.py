@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +127,52 @@ def test_fusion_is_compared_with_what_it_must_beat(config, tmp_path):
     assert "| portuguese+speakers | hconv | -40.0 [" in text
     assert "| portuguese+speakers | hconv | 0.10 | 2.00 | 0.0100 | 5 |" in text
     assert (tmp_path / "fusion.png").stat().st_size > 10_000
+
+
+SETS = ("broadcast_news", "telephone")
+GONE = ("lectures", "read_news", "read_crowd", "audiobooks", "interviews", "conversational", "parliament", "children")
+TINY = [
+    *(f"corpus.{name}=null" for name in (*GONE, "spanish", "italian", "german", "english")),
+    *(f"corpus.{name}.{split}={size}" for name in SETS for split, size in (("train", 6), ("test", 2))),
+    *(f"tasks.{name}.sets=[{','.join(SETS)}]" for name in ("recognition", "domain")),
+    *(f"tasks.{name}.steps=2" for name in ("recognition", "domain")),
+    *(f"upstreams.{name}.{key}" for name in ("portuguese", "speakers") for key in ("steps=2", "warmup_steps=1")),
+    *(f"upstreams.{name}.batch_size=4" for name in ("portuguese", "speakers")),
+    "corpus.general.train=24", "upstreams.languages=null", "seeds=[0]", "compare.seconds=30",
+    "fuse.singles=[hconv]", "fuse.pairs=[chconv]", "fuse.all=null",
+]  # fmt: skip
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    folders = ["--datadir", str(folder / "data"), "--expdir", str(folder / "exp")]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = [str(FOLDER / "run.sh"), *folders, *TINY, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.nemo
+def test_the_whole_recipe(tmp_path):
+    pytest.importorskip("nemo.collections.asr")
+    done = run(tmp_path, "--nj", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("DONE ") == 8
+    table = json.loads((tmp_path / "exp" / "scores.json").read_text())
+    assert {row["name"] for row in table["recognition"]["systems"]} == {
+        "portuguese-hconv", "portuguese-ws-as-hconv", "speakers-hconv", "speakers-ws-as-hconv",
+        "portuguese+speakers-chconv", "portuguese+speakers-ws-as-chconv",
+    }  # fmt: skip
+    for task in table.values():
+        costs = task["costs"]
+        for item in ("portuguese-hconv", "speakers-hconv", "portuguese+speakers-chconv"):
+            wider = costs[item.replace("-", "-ws-as-")]
+            assert 1 <= wider["trained"] / costs[item]["trained"] < 1.1  # the control is at least as large
+            assert costs[item]["memory"] > 0 < costs[item]["real_time_factor"]
+        both = costs["portuguese+speakers-chconv"]
+        assert both["parameters"] - both["trained"] > costs["portuguese-hconv"]["parameters"] * 0.8
+    text = (tmp_path / "exp" / "RESULTS.md").read_text()
+    assert "## Comparison of encoders" in text
+    assert "(choice/choice.png)" in text
+    again = run(tmp_path, "--dry_run", "tasks.domain.steps=3")
+    assert "SKIP  stage 1" in again.stdout
+    assert "WOULD RUN stage 4 (merge)" in again.stdout

@@ -305,6 +305,31 @@ def test_a_classifier_on_fused_encoders(fused, data, tmp_path):
         )
 
 
+def test_decoding_from_kept_layers_and_what_it_costs(fused, trained, data, tmp_path, monkeypatch):
+    from nemo_merge.fusion import Upstream
+    from nemo_merge.training.cost import CostJob
+    from nemo_merge.training.feature_cache import FeatureCacheJob
+    from nemo_merge.training.jobs import read_job, write_job
+
+    one = {**fused, "upstreams": fused["upstreams"][1:]}
+    path = train_classifier(job_for(tmp_path / "one.nemo", data["train"], classifier(one), steps=5))
+    _, labels = heard(path, data["test"], tmp_path)
+    job = FeatureCacheJob(fused["upstreams"], [str(data["test"])], str(tmp_path / "kept"))
+    assert read_job(write_job(job, tmp_path / "job.json")) == job
+    job.run(lambda line: None)
+    costs = CostJob({"one": str(path), "plain": str(trained)}, str(data["test"]), str(tmp_path / "costs" / "c.json"))
+    assert read_job(write_job(costs, tmp_path / "job.json")) == costs
+    costs.run(lambda line: None)
+    found = json.loads((tmp_path / "costs" / "c.json").read_text())
+    assert found["one"]["trained"] < found["one"]["parameters"]
+    assert found["plain"]["trained"] == found["plain"]["parameters"]
+    assert all(item["real_time_factor"] > 0 and item["memory"] > 0 for item in found.values())
+    monkeypatch.setattr(Upstream, "forward", lambda *_: pytest.fail("an encoder was run"))
+    assert heard(path, data["test"], tmp_path / "again", cache=str(tmp_path / "kept"))[1] == labels
+    with pytest.raises(ConfigError, match="does not stand on fused encoders"):
+        heard(trained, data["test"], tmp_path / "plain", cache=str(tmp_path / "kept"))
+
+
 def test_a_recogniser_on_fused_encoders_and_their_cache(fused, data, tmp_path):
     from lhotse import CutSet
     from nemo.collections.asr.models import ASRModel
