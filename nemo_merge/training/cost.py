@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import resource
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..checkpoints import open_checkpoint
+from ..checkpoints._work import write_whole
 from .jobs import Job, Report
 
 
@@ -55,20 +58,25 @@ class CostJob(Job):
     def run(self, report: Report) -> None:
         import nemo.collections.asr.models  # noqa: F401  # before forking, so that what is loaded here is not counted
 
+        from .nemo_recogniser import sample_rate_of
         from .utterances import load_samples, read_test_set
 
-        batches: list[list[Any]] = []
-        for index, item in enumerate(read_test_set(Path(self.cuts)).utterances):
-            if index % self.batch_size == 0:
-                batches.append([])
-            batches[-1].append(load_samples(item, 16000, None))
+        heard = read_test_set(Path(self.cuts)).utterances
+
+        @functools.cache
+        def batches(rate: int) -> list[list[Any]]:
+            samples = [load_samples(item, rate) for item in heard]
+            return [samples[start : start + self.batch_size] for start in range(0, len(samples), self.batch_size)]
+
         found = {}
         for name, path in self.models.items():
-            found[name] = asdict(self._measured(Path(path), batches))
+            with open_checkpoint(path) as checkpoint:
+                rate = sample_rate_of(checkpoint.metadata.config)
+            found[name] = asdict(self._measured(Path(path), batches(rate)))
             report(f"{name}: real-time factor {found[name]['real_time_factor']:.4f}")
         output = Path(self.output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_whole(output, (json.dumps(found, indent=1) + "\n").encode())
 
     def _measured(self, path: Path, batches: Sequence[Sequence[Any]]) -> Cost:
         if self.device != "cpu":
@@ -78,7 +86,7 @@ class CostJob(Job):
 
 
 def measure(path: Path, batches: Sequence[Sequence[Any]], device: str) -> Cost:
-    """Runs a model over batches of samples of 16 kHz, once to warm up on the first, then over all."""
+    """Runs a model over batches of samples at its rate, once to warm up on the first, then over all."""
     import torch
 
     from .recogniser import RecogniserSettings, open_recogniser

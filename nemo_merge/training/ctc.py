@@ -78,9 +78,11 @@ class TrainingJob(Job):
     def fingerprint(self) -> str:
         """What tells its checkpoints from those of a job that would give other weights."""
         from ..checkpoints._digests import sha256_of
+        from .fused_models import encoder_records
 
-        files = [*self.cuts, *([self.init_from] if self.init_from else [])]
-        settings = {**asdict(self), "output": "", "resume": True, "files": [sha256_of(Path(file)) for file in files]}
+        read = [*self.cuts, *([self.init_from] if self.init_from else [])]
+        files = [*(sha256_of(Path(file)) for file in read), *encoder_records(self.model or {})]
+        settings = {**asdict(self), "output": "", "resume": True, "files": files}
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def run(self, report: Report) -> None:
@@ -104,6 +106,7 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
 
     from .continuation import Continuation, own_generators
     from .fused_models import accept_fused, accept_fused_configuration
+    from .nemo_recogniser import sample_rate_of
 
     torch.set_num_threads(1)
     lightning.seed_everything(job.seed)
@@ -120,13 +123,15 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
     if job.init_from is not None:
         accept_fused(Path(job.init_from))
         model = ASRModel.restore_from(str(job.init_from), map_location="cpu", trainer=trainer)
-        model.setup_training_data(OmegaConf.create(_loader_config(job, list(model.cfg.labels))))
+        data = _loader_config(job, list(model.cfg.labels), sample_rate_of(model.cfg))
+        model.setup_training_data(OmegaConf.create(data))
         model.setup_optimization(optimiser)
     else:
         assert job.model is not None
         accept_fused_configuration(job.model)
-        config = {**job.model, "optim": optimiser, "train_ds": _loader_config(job, list(job.model["labels"]))}
-        model = EncDecCTCModel(cfg=OmegaConf.create(config), trainer=trainer)
+        config = OmegaConf.create({**job.model, "optim": optimiser})
+        config.train_ds = _loader_config(job, list(job.model["labels"]), sample_rate_of(config))
+        model = EncDecCTCModel(cfg=config, trainer=trainer)
     for generator in own_generators(model):
         generator.seed(job.seed)
     resumed = None
@@ -153,6 +158,6 @@ def _resumed(job: TrainingJob, name: str, report: Report | None) -> str | None:
     return found
 
 
-def _loader_config(job: TrainingJob, labels: list[str]) -> dict[str, Any]:
+def _loader_config(job: TrainingJob, labels: list[str], rate: int) -> dict[str, Any]:
     sources = [read_source(path, f"cuts[{index}]") for index, path in enumerate(job.cuts)]
-    return loader_config(mix(sources), job.seed, labels=labels, batch_size=job.batch_size)
+    return loader_config(mix(sources), job.seed, sample_rate=rate, labels=labels, batch_size=job.batch_size)

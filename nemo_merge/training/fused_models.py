@@ -23,9 +23,30 @@ def accept_fused(path: Path) -> None:
 
 def accept_fused_configuration(config: Mapping[str, Any]) -> None:
     """Registers this package's classes with NeMo if a configuration needs them, before a model is built from it."""
-    preprocessor = config.get("preprocessor")
-    if isinstance(preprocessor, Mapping) and str(preprocessor.get("_target_")).startswith("nemo_merge.fusion."):
+    if _fused(config) is not None:
         register()
+
+
+def encoder_records(config: Mapping[str, Any]) -> list[Any]:
+    """What tells the encoders that a configuration takes from elsewhere: digests of files, records of merges.
+
+    Raises:
+        ConfigError, CheckpointError: one cannot be taken.
+    """
+    preprocessor = _fused(config)
+    if preprocessor is None:
+        return []
+    from ..fusion.sources import describe
+
+    return [describe(entry).get("provenance") for entry in preprocessor.get("upstreams") or ()]
+
+
+def _fused(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The preprocessor of a configuration, if it is of fused encoders."""
+    found = config.get("preprocessor")
+    if isinstance(found, Mapping) and str(found.get("_target_")).startswith("nemo_merge.fusion."):
+        return found
+    return None
 
 
 def take_cache(recogniser: Any, folder: Path, name: str) -> None:

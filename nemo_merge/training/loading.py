@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import ConfigError, did_you_mean
+from .nemo_recogniser import sample_rate_of
 
 _READING = ("text_field", "lang_field", "prompt_format", "channel_selector", "use_bos_token")
 _PARSER = ("labels", "parser", "unk_index", "blank_index", "normalize_transcripts", "use_lhotse")
@@ -18,8 +19,7 @@ def inherited(model: Any) -> dict[str, Any]:
     if (prompt := model.cfg.get("prompt_format")) is not None:  # models with prompts know their own
         options["prompt_format"] = prompt
         options.setdefault("lang_field", "target_lang")
-    rate = model.cfg.get("sample_rate") or model.cfg.preprocessor.get("sample_rate", 16000)
-    return {**options, "sample_rate": int(rate)}
+    return {**options, "sample_rate": sample_rate_of(model.cfg)}
 
 
 def check_loader(options: Iterable[str]) -> None:

@@ -38,7 +38,7 @@ def restore(path: Path, device: torch.device) -> Any:
 
 def sample_rate_of(config: Any) -> int:
     """Samples per second of the audio that a model of NeMo's expects, by its configuration."""
-    return int(config.get("sample_rate") or config.preprocessor.get("sample_rate") or 16000)
+    return int(config.get("sample_rate") or (config.get("preprocessor") or {}).get("sample_rate") or 16000)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

@@ -62,18 +62,21 @@ def make_trainer(callbacks: Sequence[Any], *, devices: int = 1, num_nodes: int =
     return lightning.Trainer(**{**settings, **arguments}, callbacks=list(callbacks))
 
 
-def loader_config(input_cfg: Sequence[Mapping[str, Any]], seed: int, **options: Any) -> dict[str, Any]:
+def loader_config(
+    input_cfg: Sequence[Mapping[str, Any]], seed: int, *, sample_rate: int, **options: Any
+) -> dict[str, Any]:
     """Settings of NeMo's Lhotse loader for training; the same settings give the same batches.
 
     Args:
         input_cfg: sources, as :func:`~nemo_merge.training.sources.mix` puts them together.
         seed: of the order of the data. NeMo would draw ``shard_seed`` from the system.
+        sample_rate: that the model hears; audio of another rate is resampled.
         **options: further settings; they replace those made here.
     """
     return {
         "use_lhotse": True,
         "input_cfg": [dict(item) for item in input_cfg],
-        "sample_rate": 16000,
+        "sample_rate": sample_rate,
         "shuffle": True,
         "num_workers": 0,
         "use_bucketing": True,

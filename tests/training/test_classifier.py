@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,51 @@ def test_a_recogniser_on_fused_encoders_and_their_cache(fused, data, tmp_path):
     )
     assert len(heard(tuned, data["test"], tmp_path / "decoded")[1]) == 12
     assert type(ASRModel.restore_from(str(tuned), map_location="cpu").preprocessor) is FusedUpstreamPreprocessor
+
+
+def test_audio_is_heard_at_the_rate_of_the_model(data, mel, tmp_path, monkeypatch):
+    """In training from nothing, in fine-tuning, and where costs are measured."""
+    from lhotse import CutSet
+    from nemo.collections.asr.models import EncDecCTCModel
+
+    from nemo_merge.training import utterances
+    from nemo_merge.training.cost import CostJob
+    from nemo_merge.training.ctc import TrainingJob, train
+    from tests.fixtures.nemo_models import ENCODER, LABELS
+
+    durations = [cut.duration for cut in CutSet.from_file(data["train"])]
+    lengths: list[int] = []
+    rates: list[int] = []
+    forward, load = EncDecCTCModel.forward, utterances.load_samples
+    monkeypatch.setattr(
+        EncDecCTCModel,
+        "forward",
+        lambda self, **given: (lengths.extend(given["input_signal_length"].tolist()), forward(self, **given))[1],
+    )
+    monkeypatch.setattr(utterances, "load_samples", lambda item, rate: (rates.append(rate), load(item, rate))[1])
+    decoder = {"_target_": "nemo.collections.asr.modules.ConvASRDecoder", "feat_in": None, "num_classes": len(LABELS), "vocabulary": list(LABELS)}  # fmt: skip
+    slow = {"sample_rate": 8000, "labels": list(LABELS), "preprocessor": {**mel, "sample_rate": 8000, "n_fft": 256}, "encoder": {**ENCODER, "n_layers": 1}, "decoder": decoder}  # fmt: skip
+    common = {"cuts": [str(data["train"])], "steps": 2, "learning_rate": 1e-3}
+    train(TrainingJob(str(tmp_path / "new.nemo"), model=slow, **common))
+    train(TrainingJob(str(tmp_path / "tuned.nemo"), init_from=str(tmp_path / "new.nemo"), **common))
+    assert len(lengths) > 4
+    assert set(lengths) <= {round(8000 * seconds) + rounding for seconds in durations for rounding in (-1, 0, 1)}
+    CostJob({"m": str(tmp_path / "new.nemo")}, str(data["test"]), str(tmp_path / "costs.json")).run(lambda line: None)
+    assert set(rates) == {8000}
+
+
+def test_a_recogniser_goes_on_only_with_the_same_encoders(fused, data, tmp_path):
+    """What tells a job from another is in the files of the encoders too, not only in their names."""
+    from nemo_merge.training.ctc import TrainingJob
+
+    encoder = tmp_path / "encoder.nemo"
+    model = {"preprocessor": {**fused, "upstreams": [{"nemo": str(encoder)}]}}
+    job = TrainingJob(str(tmp_path / "m.nemo"), [str(data["train"])], steps=1, learning_rate=1e-3, model=model)
+    marks = []
+    for place in (0, 0, 1):
+        shutil.copy(fused["upstreams"][place]["nemo"], encoder)
+        marks.append(job.fingerprint())
+    assert marks[0] == marks[1] != marks[2]
 
 
 @pytest.mark.slow
