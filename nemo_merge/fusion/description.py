@@ -41,6 +41,14 @@ def frame_shifts(entries: Sequence[Mapping[str, Any]]) -> list[float]:
     return shifts
 
 
+def sample_rate(entry: Mapping[str, Any]) -> int:
+    """Of the audio that a described encoder hears, in Hz."""
+    config = entry["config"]
+    if entry["kind"] == "nemo":
+        return int(config["preprocessor"].get("sample_rate", 16000))
+    return int(config["features"]["sampling_rate"])
+
+
 def output_dim_of(settings: Mapping[str, Any]) -> int | None:
     """The width that is asked for, by our name or by NeMo's."""
     given = {settings[key] for key in ("output_dim", "features") if settings.get(key) is not None}
