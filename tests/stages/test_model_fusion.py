@@ -18,7 +18,7 @@ from nemo_merge.errors import ConfigError
 from nemo_merge.stages.engine import Context
 from nemo_merge.stages.fusion import scores
 from nemo_merge.stages.fusion.checks import given_files
-from nemo_merge.stages.fusion.encoders import encoder_jobs, train
+from nemo_merge.stages.fusion.encoders import cuts, encoder_jobs, train
 from nemo_merge.stages.fusion.report import write_report
 from nemo_merge.stages.fusion.systems import systems, tasks, upstream_entry
 from nemo_merge.training.decode import Hypothesis
@@ -70,6 +70,7 @@ def test_every_interface_stands_on_every_set_of_encoders(config):
         ({"upstreams.portuguese.steps": "many"}, "upstreams.portuguese: .* steps='many' is not a whole number"),
         ({"upstreams.portuguese.data": "general"}, "upstreams.portuguese.data: 'general' is no list"),
         ({"upstreams.portuguese.decoder": {"a": 1}}, "upstreams.portuguese.decoder: is for classifiers"),
+        ({"upstreams.speakers.encoder": "small"}, "upstreams.speakers.encoder: 'small' should be settings"),
         ({"fuse.singels": ["ws"]}, "fuse: there is no setting 'singels'; did you mean 'singles'"),
         ({"fuse.singles": "ws"}, "fuse.singles: 'ws' is no list of interfaces"),
         ({"fuse.settings.normalise": True}, "fuse.settings: there is no setting 'normalise'; did you mean 'normalize'"),
@@ -109,6 +110,13 @@ def test_the_recipe_as_it_is_passes_and_names_what_it_reads(config, tmp_path):
     assert given_files(context) == [Path("a.nemo"), tmp_path]
     assert upstream_entry(context, "portuguese")["layers"] == [1, 2]
     assert encoder_jobs(context)["portuguese"].steps == 700
+
+
+@pytest.mark.parametrize("stage", [cuts, train])
+def test_sets_without_the_speech_that_is_needed_are_refused(config, tmp_path, stage):
+    config["tasks"]["domain"]["sets"] = ["telephone", "general"]
+    with pytest.raises(ConfigError, match="general has no test"):
+        stage(Context(config, tmp_path, tmp_path))
 
 
 @pytest.mark.nemo

@@ -41,8 +41,8 @@ def fuse(context: Context) -> None:
     total = len(tasks(config)) * len(systems(config)) * len(config["seeds"])
     context.say(f"{total - len(jobs)} of {total} models were trained before")
     folder = context.expdir / "jobs"
-    alone = all(job.processes == 1 for job in jobs.values())  # torchrun has each of the others to itself
-    for name in run_jobs(jobs, folder, context.jobs, context.say, together=alone, work=_steps):
+    together = all(job.processes == 1 for job in jobs.values())  # torchrun has each of the others to itself
+    for name in run_jobs(jobs, folder, context.jobs, context.say, together=together, work=_steps):
         context.mark_fresh(name, **marks[name])
 
 

@@ -32,6 +32,7 @@ def cuts(context: Context) -> None:
     from ...training.cut_labels import label_of
 
     found = tasks(context.config)
+    _check_splits(context)
     data.cuts(context)
     for task in found:
         if task.label is None:
@@ -48,6 +49,7 @@ def cuts(context: Context) -> None:
 def train(context: Context) -> None:
     """Stage 3: encoders that are not given are trained; then all are compared, and run over the speech of the tasks."""
     config = context.config
+    _check_splits(context)
     wanted = {name: upstream_entry(context, name) for name in config["upstreams"]}
     _check_rates(context, wanted)
     jobs = encoder_jobs(context)
@@ -58,6 +60,13 @@ def train(context: Context) -> None:
     if (job := comparison_job(context)) is not None:
         jobs_on_all["compare"] = (job, [Path(job.output) / name for name in FILES])
     _run(context, jobs_on_all, models=wanted)
+
+
+def _check_splits(context: Context) -> None:
+    """Refuses sets that have no speech for what they are used for, once it is prepared."""
+    entries = [entry for entry in context.config["upstreams"].values() if is_trained_here(entry)]
+    needed: dict[str, tuple[str, ...]] = {name: ("train",) for entry in entries for name in entry["data"]}
+    data.require_splits(context, needed | {name: _SPLITS for task in tasks(context.config) for name in task.sets})
 
 
 def _check_rates(context: Context, wanted: Mapping[str, Mapping[str, Any]]) -> None:

@@ -191,6 +191,8 @@ def upstream_entry(context: Context, name: str) -> dict[str, Any]:
             raise ConfigError(f"upstreams.{name}.decoder: is for classifiers; say what it names, label: speaker")
         job = ClassifierJob if entry.get("label") else TrainingJob
         check_settings(job, entry, f"upstreams.{name}", _FILLED, _TRAINED)
+        for part in ("encoder", "decoder"):
+            _mapping(entry.get(part) or {}, f"upstreams.{name}.{part}")
         return {"nemo": str(model_path(context, name).absolute()), **own}
     for key in entry:
         if key not in (*SOURCES, *OPTIONS):
