@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..hooks.fused_models import TARGET as TARGET
 from .sources import describe, plain
 from .upstream_fusion import common_frame_shift
-
-TARGET = "nemo_merge.fusion.FusedUpstreamPreprocessor"
 
 
 def described(settings: Mapping[str, Any]) -> dict[str, Any]:
