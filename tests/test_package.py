@@ -133,6 +133,7 @@ LAYERS = {
     "configs": set(),
     "stages": {
         "termination",
+        "fusion",
         "errors",
         "corpora",
         "scoring",

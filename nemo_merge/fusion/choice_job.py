@@ -61,15 +61,30 @@ class ComparisonJob(Job):
         for line in found.markdown().splitlines():
             report(line)
 
+    def check_settings(self, place: str = "comparison of encoders") -> None:
+        """Finds numbers that are none; ``place`` is what messages call them.
+
+        Raises:
+            ConfigError: with every problem found.
+        """
+        from ..training.checks import numbers, refuse
+
+        problems = list(numbers(self, ("seconds", "frames", "threads"), ("frames", "seed", "threads"), ()))
+        chosen = self.layers if isinstance(self.layers, list | tuple) else [self.layers or 0]
+        if any(type(layer) is not int for layer in chosen):
+            problems.append(f"layers={self.layers!r} is neither a number of layers nor a list of their numbers")
+        refuse(problems, place)
+
     def check(self) -> None:
         """Finds what is wrong before a library is imported.
 
         Raises:
-            ConfigError: a library is not installed.
+            ConfigError: a setting is wrong, or a library is not installed.
             CheckpointError: an encoder is not there.
             CorpusError: the cuts are not there.
             OutputError: the output is a file, is there already, or has no folder to be in.
         """
+        self.check_settings()
         for place in self.upstreams:
             if (
                 isinstance(place, str)

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..hooks.fused_models import TARGET as TARGET
 from .sources import describe, plain
 from .upstream_fusion import common_frame_shift
-
-TARGET = "nemo_merge.fusion.FusedUpstreamPreprocessor"
 
 
 def described(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,6 +38,14 @@ def frame_shifts(entries: Sequence[Mapping[str, Any]]) -> list[float]:
 
             shifts.append(frame_shift_of(entry["config"]))
     return shifts
+
+
+def sample_rate(entry: Mapping[str, Any]) -> int:
+    """Of the audio that a described encoder hears, in Hz."""
+    config = entry["config"]
+    if entry["kind"] == "nemo":
+        return int(config["preprocessor"].get("sample_rate", 16000))
+    return int(config["features"]["sampling_rate"])
 
 
 def output_dim_of(settings: Mapping[str, Any]) -> int | None:

@@ -35,6 +35,8 @@ def describe(entry: Any) -> dict[str, Any]:
         CheckpointError: a source cannot be read.
     """
     if isinstance(entry, nn.Module):
+        if not hasattr(entry, "cfg"):
+            raise ConfigError(f"upstreams: a {type(entry).__name__} is no NeMo model")
         return {"nemo": type(entry).__name__, "kind": "nemo", "config": _nemo_config(plain(entry.cfg), "model")}
     if not isinstance(entry, Mapping):
         raise ConfigError(f"upstreams: {entry!r} is no NeMo model and no mapping with one of {', '.join(SOURCES)}")
@@ -44,6 +46,8 @@ def describe(entry: Any) -> dict[str, Any]:
     given = [key for key in SOURCES if entry.get(key) is not None]
     if len(given) != 1:
         raise ConfigError(f"upstreams: an entry needs one of {', '.join(SOURCES)}, this has {given or 'none'}")
+    if not isinstance(entry[given[0]], str | os.PathLike):
+        raise ConfigError(f"upstreams: {given[0]}={entry[given[0]]!r} is no path or name")
     source, place = given[0], os.fspath(entry[given[0]])
     own = {key: value for key, value in entry.items() if key in OPTIONS and value is not None}
     return {source: place, **own, **_READERS[source](place)}

@@ -39,6 +39,10 @@ class UpstreamOptions:
             raise ConfigError(f"upstreams: train={self.train!r}{did_you_mean(str(self.train), TRAINING)}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"upstreams: precision={self.precision!r}{did_you_mean(str(self.precision), PRECISIONS)}")
+        if self.layers is not None and (isinstance(self.layers, str) or not hasattr(self.layers, "__iter__")):
+            raise ConfigError(f"upstreams: layers={self.layers!r} is no list of numbers")
+        if not hasattr(self.lora, "items"):
+            raise ConfigError(f"upstreams: lora={self.lora!r} is no mapping of peft.LoraConfig's arguments")
         if self.lora and self.train != "lora":
             raise ConfigError("upstreams: lora has settings, but train is not 'lora'")
 

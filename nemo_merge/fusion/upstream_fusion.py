@@ -66,6 +66,7 @@ MODES: dict[str, tuple[type[LayerInterface], str]] = {
     "cls": (ClsPooling, "stack"),
 }
 """Interface of each mode, and how models are put together for it."""
+_AS_WIDE = (WeightedSum, ClsPooling)  # interfaces whose result has the width of the layers
 MERGES = ("sum", "concat", "stack")
 SCALES = ("sum", "mean", "learned")
 PROJECTIONS = ("auto", "none", "linear")
@@ -137,6 +138,8 @@ class UpstreamFusion(nn.Module):
         for name, value in (("normalize", normalize), ("recompute", recompute)):
             if not isinstance(value, bool):
                 raise ConfigError(f"{name}={value!r} is neither true nor false")
+        if interface is not None and not hasattr(interface, "items"):
+            raise ConfigError(f"interface={interface!r} should be settings of the interface, such as {{'groups': 3}}")
         kind, own_merge = MODES[mode]
         self.merge = own_merge if merge is None else merge
         _one_of(MERGES, merge=self.merge)
@@ -268,9 +271,9 @@ class UpstreamFusion(nn.Module):
                 arguments["num_models"] = len(widths)
         elif self.merge == "concat":
             arguments["dim"] = sum(widths)
-            if kind is not HConv:
+            if kind not in (HConv, *_AS_WIDE):
                 arguments.setdefault("output_dim", max(widths))
-        if output_dim is not None and kind not in (WeightedSum, ClsPooling):
+        if output_dim is not None and kind not in _AS_WIDE:
             arguments["output_dim"] = whole_number("output_dim", output_dim)
         for name in ("normalize", "chunk_frames", "recompute", "num_layers", "dim", "output_dim"):
             if name in options:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..corpora.mini import NOTICE, infeasible_for_ctc, prepare_cuts, prepare_ep_mini, synthesise
-from ..errors import NemoMergeError
+from ..errors import ConfigError, NemoMergeError
 from .engine import Context
 from .sets import CorpusSet, GivenSet, MiniSet, OwnSet, SpeechSet, SpeechSets
 
@@ -31,6 +31,20 @@ def speech_sets(context: Context) -> SpeechSets:
 def cuts_path(context: Context, name: str, split: str) -> Path:
     """Cut manifest of one split of a set."""
     return speech_sets(context)[name].cuts_path(context, split)
+
+
+def require_splits(context: Context, needed: Mapping[str, Collection[str]]) -> None:
+    """Sees that sets have the splits that they are used for; stage 1 is done.
+
+    Raises:
+        ConfigError: some have not.
+    """
+    sets = speech_sets(context)
+    lacking = {
+        name: [split for split in splits if split not in sets[name].splits(context)] for name, splits in needed.items()
+    }
+    if problems := [f"{name} has no {' and no '.join(splits)}" for name, splits in lacking.items() if splits]:
+        raise ConfigError(f"sets that lack what they are used for: {'; '.join(problems)}")
 
 
 def notice(context: Context) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import adaptation, data, models, pack, results, retention, translation, translation_results
 from .domains import report, scores, search, training
 from .engine import Stage
-from .fusion import downstream, encoders, systems
+from .fusion import checks, downstream, encoders
 from .fusion import report as fusion_report
 from .fusion import scores as fusion_scores
 from .languages import scores as languages_scores
@@ -309,7 +309,7 @@ FUSION = (
         encoders.train,
         options=("seed", "model", "upstreams", "tasks", "compare"),
         after=("cuts",),
-        reads=systems.given_files,
+        reads=checks.given_files,
         outputs=encoders.encoder_files,
     ),
     Stage(
@@ -318,6 +318,7 @@ FUSION = (
         downstream.fuse,
         options=("fuse", "tasks", "seeds"),
         after=("cuts", "train"),
+        reads=checks.given_files,
         outputs=downstream.fused_files,
     ),
     Stage(

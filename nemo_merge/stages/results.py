@@ -6,15 +6,15 @@ import functools
 import json
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, did_you_mean
 from ..reporting.results import Scores, write_results
 from ..scoring import bootstrap_interval, holm, mapsswe
 from ..scoring.error_rates import sum_counts, word_errors
 from ..training.decode import DecodingJob, Hypothesis, read_hypotheses
+from ..training.jobs import check_settings
 from .data import cuts_path, notice, speech_sets
 from .engine import Context, identity, seconds_of
 from .markers import file_sha256
@@ -97,10 +97,7 @@ def decode_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a setting does not exist.
     """
     settings = {key: value for key, value in config["decode"].items() if key != "sets"}
-    known = {item.name for item in fields(DecodingJob)} - {"models", "sets", "output", "overwrite", "progress", "cache"}
-    for key in settings:
-        if key not in known:
-            raise ConfigError(f"decode: there is no setting {key!r}{did_you_mean(str(key), known)}")
+    check_settings(DecodingJob, settings, "decode", ("models", "sets", "output", "overwrite", "progress", "cache"))
     return settings
 
 

@@ -124,6 +124,21 @@ def _append(sources: list[Source], value: Any, place: str) -> None:
     sources.append(read_source(value, place))
 
 
+def short_training(job: Any) -> Iterator[str]:
+    """What is wrong with a job that trains on Lhotse cuts with AdamW, a warm-up and a cosine."""
+    for name in ("steps", "learning_rate", "batch_size", "workers"):
+        if getattr(job, name) is None:
+            yield f"{name}: is missing"
+    whole = ("steps", "warmup_steps", "batch_size", "seed", "workers")
+    yield from numbers(job, ("steps", "learning_rate", "batch_size", "workers"), whole, ("final_learning_rate",))
+    if Path(job.output).suffix != ".nemo":
+        yield f"output: {job.output} must end in .nemo"
+    if isinstance(job.cuts, (str, Path)) or not job.cuts:
+        yield "cuts: is not a list of Lhotse cut manifests"
+    if not isinstance(job.optimiser, Mapping):
+        yield f"optimiser={job.optimiser!r} is not a mapping of AdamW's arguments"
+
+
 def part(job: Any) -> Iterator[str]:
     """What is wrong with what a job trains, and with its adapter."""
     if isinstance(job.trainable, str) and job.trainable not in PARTS:

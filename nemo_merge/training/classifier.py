@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from .classifier_data import LabelledCuts
 
 _PARTS = ("preprocessor", "encoder", "decoder")
-_POSITIVE = ("steps", "learning_rate", "batch_size", "workers")
-_WHOLE = ("steps", "warmup_steps", "batch_size", "seed", "workers")
 
 
 @dataclass(frozen=True)
@@ -72,21 +70,18 @@ class ClassifierJob(Job):
         Raises:
             ConfigError: with every problem found.
         """
-        from .checks import numbers, refuse
+        from .checks import refuse, short_training
 
-        problems = list(numbers(self, _POSITIVE, _WHOLE, ("warmup_steps", "final_learning_rate")))
+        problems = list(short_training(self))
         if self.batch_size == 1:
             problems.append("batch_size=1: batch normalisation needs 2 utterances or more")
-        if Path(self.output).suffix != ".nemo":
-            problems.append(f"output: {self.output} must end in .nemo")
-        if isinstance(self.cuts, (str, Path)) or not self.cuts:
-            problems.append("cuts: is not a list of Lhotse cut manifests")
         if missing := [name for name in _PARTS if not isinstance(self.model.get(name), Mapping)]:
             problems.append(f"model: has no {', '.join(missing)}")
         if not isinstance(self.label, str) or not self.label:
             problems.append(f"label={self.label!r} is no name of a field")
-        if self.labels is not None and (isinstance(self.labels, str) or len(set(self.labels)) != len(self.labels)):
-            problems.append(f"labels={self.labels!r} is not a list of different classes")
+        labels = self.labels
+        if labels is not None and (not isinstance(labels, list | tuple) or len({*map(str, labels)}) < len(labels)):
+            problems.append(f"labels={labels!r} is not a list of different classes")
         refuse(problems, f"classifier {self.output}")
 
     def run(self, report: Report) -> None:

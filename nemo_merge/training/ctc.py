@@ -85,6 +85,17 @@ class TrainingJob(Job):
         settings = {**asdict(self), "output": "", "resume": True, "files": files}
         return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
+    def check(self) -> None:
+        """Finds what is wrong with the settings, before any data is read.
+
+        Raises:
+            ConfigError: with every problem found.
+        """
+        from .checks import numbers, refuse, short_training
+
+        problems = [*short_training(self), *numbers(self, ("checkpoint_every",), ("checkpoint_every",), ())]
+        refuse(problems, f"training of {self.output}")
+
     def run(self, report: Report) -> None:
         train(self, report)
 
@@ -98,7 +109,11 @@ def train(job: TrainingJob, report: Report | None = None) -> Path:
 
     Returns:
         Path of the ``.nemo``.
+
+    Raises:
+        ConfigError: a setting is wrong.
     """
+    job.check()
     import lightning.pytorch as lightning
     import torch
     from nemo.collections.asr.models import ASRModel, EncDecCTCModel

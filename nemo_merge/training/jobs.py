@@ -10,12 +10,12 @@ import dataclasses
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 REPORT_PREFIX = "[report] "
 DONE_PREFIX = "[done] "  # before the file of a job that is finished
@@ -103,6 +103,34 @@ def read_job(path: Path) -> Job:
     if kind not in kinds:
         raise ValueError(f"{path}: unknown kind of job {kind!r}")
     return kinds[kind](**content)
+
+
+def check_settings(
+    kind: type[Job],
+    settings: Mapping[str, Any],
+    place: str,
+    filled: Collection[str] = (),
+    others: Collection[str] = (),
+) -> None:
+    """Refuses settings that a kind of job does not have, and misses those that it needs.
+
+    Args:
+        kind: of the job.
+        settings: values of its fields.
+        place: how messages call the settings, such as ``tasks.domain``.
+        filled: fields that come from elsewhere, and are no settings.
+        others: settings beside the job's fields.
+
+    Raises:
+        ConfigError: a setting does not exist or is missing.
+    """
+    fields = {item.name: item for item in dataclasses.fields(kind) if item.name not in filled}
+    for key in settings:
+        if key not in fields and key not in others:
+            raise ConfigError(f"{place}: there is no setting {key!r}{did_you_mean(str(key), {*fields, *others})}")
+    for name, item in fields.items():
+        if name not in settings and item.default is item.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{place}: says nothing about {name}")
 
 
 def shared_out(job: J, gpus: int | None, resume: bool) -> J:

@@ -77,6 +77,7 @@ def test_stretching_the_padded_batch_would_know():
     alone = functional.interpolate(frames[..., :25], size=50, mode="linear", align_corners=False)
     padded = functional.interpolate(frames, size=77, mode="linear", align_corners=False)  # 38.5 * 2
     assert (padded[..., :50] - alone).abs().max() > 0.3
+    assert torch.allclose(resampled(frames, [25], 0.5, 50), alone, atol=1e-6)
 
 
 def test_a_model_that_ends_early_is_held():

@@ -267,6 +267,8 @@ def other_rate() -> list[Planted]:
         (broken, None, {}, ConfigError, "cracked: layer 1 is not finite for cut"),
         (other_rate, None, {}, ConfigError, "telephone: 8000 Hz"),
         (list, None, {}, ConfigError, "no list with an entry per encoder"),
+        (lambda: [torch.nn.Linear(2, 2)], None, {}, ConfigError, "a Linear is no NeMo model"),
+        (lambda: [{"nemo": 5}], None, {}, ConfigError, "nemo=5 is no path or name"),
         (encoders, None, {"layers": [0, 9]}, ConfigError, r"low: layers=\[0, 9\] are not some of its \[0, 1, 2\]"),
         (encoders, None, {"seconds": 0}, ConfigError, "seconds=0"),
         (lambda: [Planted("wide", {}, dim=20_000)], None, {}, ConfigError, "take fewer, for example layers=1"),

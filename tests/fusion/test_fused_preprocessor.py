@@ -334,9 +334,10 @@ def test_cached_layers_are_those_of_the_encoders(build, files, tmp_path):
     assert torch.allclose(fused(input_signal=changed, length=lengths)[0], with_one, atol=1e-4)
     with pytest.raises(ConfigError, match="no cache that is finished"):
         fused.use_cache(tmp_path)
-    other = build(upstreams=[{"nemo": str(files["first"]), "layers": [0, 1, 2]}, {"nemo": str(files["first"])}])
-    with pytest.raises(ConfigError, match="of other encoders"):
-        other.preprocessor.use_cache(tmp_path / "moved")
+    for entry in ({"nemo": str(files["expert"])}, {"nemo": str(files["first"]), "layers": [0, 2]}):
+        other = build(upstreams=[{"nemo": str(files["second"])}, entry], mode="ws")
+        with pytest.raises(ConfigError, match=f"has no layers of {entry['nemo']}; they are of other encoders"):
+            other.preprocessor.use_cache(tmp_path / "moved")
     turned = build(upstreams=[{"nemo": str(files["second"])}, {"nemo": str(files["first"])}], mode="ws")
     expected, _ = turned.preprocessor.eval()(input_signal=audio, length=lengths)
     turned.preprocessor.use_cache(tmp_path / "moved")  # each encoder finds its own

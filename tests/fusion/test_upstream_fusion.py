@@ -77,6 +77,13 @@ def test_models_can_be_put_together_otherwise(merge):
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in fusion.parameters())
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("merge", ["sum", "concat", "stack"])
+def test_every_interface_takes_models_that_are_put_together_otherwise(mode, merge):
+    fusion = UpstreamFusion([FAST, SLOW], mode, merge=merge)
+    assert fusion(batch(FAST, SLOW), LENGTHS)[0].shape == (2, fusion.output_dim, 51)
+
+
 def test_one_model_is_its_interface():
     features = batch(FAST, times=(51,))
     fusion = UpstreamFusion([FAST], normalize=False)
@@ -186,6 +193,7 @@ def test_it_can_be_saved_and_traced(mode, tmp_path):
         ({"layers": 2}, "needs 3 layers or more"),
         ({"layers": "most"}, "layers='most' is not a whole number"),
         ({"interface": {"groups": 2}}, "HConv does not take these settings"),
+        ({"interface": "groups"}, "interface='groups' should be settings"),
         ({"interface": {"dim": 2}}, "dim is an argument of UpstreamFusion itself"),
         ({"normalize": "per_feature"}, "normalize='per_feature' is neither true nor false"),
         ({"output_dim": 0}, "output_dim=0 is not a whole number"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import subprocess
@@ -16,8 +17,11 @@ import yaml
 from nemo_merge.errors import ConfigError
 from nemo_merge.stages.engine import Context
 from nemo_merge.stages.fusion import scores
+from nemo_merge.stages.fusion.checks import given_files
+from nemo_merge.stages.fusion.encoders import cuts, encoder_jobs, train
 from nemo_merge.stages.fusion.report import write_report
 from nemo_merge.stages.fusion.systems import systems, tasks, upstream_entry
+from nemo_merge.training.decode import Hypothesis
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes" / "model_fusion"
@@ -25,7 +29,9 @@ FOLDER = ROOT / "recipes" / "model_fusion"
 
 @pytest.fixture
 def config() -> dict[str, Any]:
-    return yaml.safe_load((FOLDER / "conf" / "model_fusion.yaml").read_text())
+    read: dict[str, Any] = yaml.safe_load((FOLDER / "conf" / "model_fusion.yaml").read_text())
+    read["model"] = yaml.safe_load((ROOT / "configs/model/fastconformer_ctc_mini.yaml").read_text()) | {"labels": [" "]}
+    return json.loads(json.dumps(read))  # without the aliases of YAML
 
 
 def test_every_interface_stands_on_every_set_of_encoders(config):
@@ -52,20 +58,84 @@ def test_every_interface_stands_on_every_set_of_encoders(config):
         ),
         ({"tasks": {"a": {"sets": ["fone"], "downstream": {"encoder": {}, "decoder": {}}}}}, "fone"),
         ({"upstreams": {"a": {"layers": [1]}}}, "upstreams.a: needs data to be trained on, or one of nemo"),
+        (
+            {"upstreams": {"a": {"nemo": "a.nemo", "layer": [1]}}},
+            "upstreams.a: there is no setting 'layer'; did you mean",
+        ),
+        ({"upstreams": {"a": {"nemo": "a.nemo", "layers": 1}}}, "upstreams.a: upstreams: layers=1 is no list"),
+        ({"upstreams": {"a": {"nemo": "a.nemo", "train": "full"}}}, "upstreams.a: train=full, but encoders stay"),
+        ({"upstreams": {"a": "a.nemo"}}, "upstreams.a: 'a.nemo' should be settings"),
+        ({"upstreams": {}}, "upstreams: {} should be entries"),
+        ({"upstreams.portuguese.layer": 3}, "upstreams.portuguese: there is no setting 'layer'; did you mean 'layers'"),
+        ({"upstreams.portuguese.steps": "many"}, "upstreams.portuguese: .* steps='many' is not a whole number"),
+        ({"upstreams.portuguese.data": "general"}, "upstreams.portuguese.data: 'general' is no list"),
+        ({"upstreams.portuguese.decoder": {"a": 1}}, "upstreams.portuguese.decoder: is for classifiers"),
+        ({"upstreams.speakers.encoder": "small"}, "upstreams.speakers.encoder: 'small' should be settings"),
+        ({"fuse.singels": ["ws"]}, "fuse: there is no setting 'singels'; did you mean 'singles'"),
+        ({"fuse.singles": "ws"}, "fuse.singles: 'ws' is no list of interfaces"),
+        ({"fuse.settings.normalise": True}, "fuse.settings: there is no setting 'normalise'; did you mean 'normalize'"),
+        ({"fuse.settings.rate": "fast"}, "fuse.settings: rate='fast' is neither"),
+        ({"fuse.settings.features": "wide"}, "fuse.settings.features: says no width"),
+        ({"fuse.settings.interface": "groups"}, "fuse.settings: interface='groups' should be"),
+        ({"tasks.domain.stpes": 3}, "tasks.domain: there is no setting 'stpes'; did you mean 'steps'"),
+        ({"tasks.domain.steps": 0}, "tasks.domain: .* steps=0 is not above 0"),
+        ({"tasks.domain.optimiser": "adam"}, "tasks.domain: .* optimiser='adam' is not a mapping"),
+        ({"tasks.domain.sets": "telephone"}, "tasks.domain.sets: 'telephone' is no list"),
+        ({"tasks.domain.downstream.encoder.d_model": None}, "tasks.domain.downstream.encoder: d_model=None"),
+        ({"tasks.domain.downstream.loss": {}}, "tasks.domain.downstream: 'loss' is neither encoder nor decoder"),
+        ({"compare.secnods": 3}, "compare: there is no setting 'secnods'; did you mean 'seconds'"),
+        ({"compare.seconds": "some"}, "compare: seconds='some' is not a number"),
+        ({"compare.layers": "all"}, "compare: layers='all' is neither"),
+        ({"compare.task": "domian"}, "compare.task: there is no task 'domian' with labels; did you mean 'domain'"),
+        ({"model.labels": None}, "model: says nothing about labels"),
+        ({"decode.batch": 3}, "decode: there is no setting 'batch'; did you mean 'batch_size'"),
+        ({"seeds": [0, 0]}, r"seeds: \[0, 0\] is no list of different"),
     ],
 )
 def test_settings_that_are_refused(config, tmp_path, changes, message):
-    config |= changes
-    context = Context(config, tmp_path, tmp_path)
-
-    def check() -> None:
-        systems(config)
-        tasks(config)
-        for name in config["upstreams"]:
-            upstream_entry(context, name)
-
+    """Before anything is done; a name with dots changes one setting."""
+    for name, value in changes.items():
+        *path, last = name.split(".")
+        functools.reduce(dict.__getitem__, path, config)[last] = value
     with pytest.raises(ConfigError, match=message):
-        check()
+        given_files(Context(config, tmp_path, tmp_path))
+
+
+def test_the_recipe_as_it_is_passes_and_names_what_it_reads(config, tmp_path):
+    context = Context(config, tmp_path, tmp_path)
+    assert given_files(context) == []
+    config["upstreams"]["portuguese"] |= {"layers": [1, 2], "precision": "fp32"}
+    config["upstreams"] |= {"given": {"nemo": "a.nemo"}, "hub": {"huggingface": "nobody/hubert"}}
+    config["upstreams"]["folder"] = {"huggingface": str(tmp_path)}
+    assert given_files(context) == [Path("a.nemo"), tmp_path]
+    assert upstream_entry(context, "portuguese")["layers"] == [1, 2]
+    assert encoder_jobs(context)["portuguese"].steps == 700
+
+
+@pytest.mark.parametrize("stage", [cuts, train])
+def test_sets_without_the_speech_that_is_needed_are_refused(config, tmp_path, stage):
+    config["tasks"]["domain"]["sets"] = ["telephone", "general"]
+    with pytest.raises(ConfigError, match="general has no test"):
+        stage(Context(config, tmp_path, tmp_path))
+
+
+@pytest.mark.nemo
+def test_given_encoders_of_another_rate_are_refused_before_others_are_trained(config, tmp_path):
+    pytest.importorskip("nemo.collections.asr")
+    from tests.fixtures import nemo_models
+
+    nemo_models.ctc(0).save_to(str(tmp_path / "a.nemo"))
+    config["upstreams"]["given"] = {"nemo": str(tmp_path / "a.nemo")}
+    config["model"]["sample_rate"] = 8000
+    with pytest.raises(ConfigError, match=r"upstreams\.given: hears audio of 16000 Hz, but model\.sample_rate=8000"):
+        train(Context(config, tmp_path, tmp_path))
+
+
+def test_a_label_of_several_words_is_right_or_wrong(config, tmp_path):
+    task = next(task for task in tasks(config) if task.label)
+    found = [Hypothesis("1", "new york", "new orleans"), Hypothesis("2", "rome", "rome")]
+    assert [counts.errors for counts in scores._errors(task, found)] == [1, 0]
+    assert sum(counts.reference_length for counts in scores._errors(task, found)) == 2
 
 
 def test_encoders_are_trained_here_or_named(config, tmp_path):

@@ -201,6 +201,8 @@ def test_a_job_survives_its_file(tmp_path):
         ({"label": "gender"}, CorpusError, "no label 'gender'"),
         ({"labels": ["low", "high"]}, ConfigError, r"class 'middle', which labels=\['low', 'high'\] lacks"),
         ({"labels": ["low", "low"]}, ConfigError, "not a list of different classes"),
+        ({"labels": 3}, ConfigError, "not a list of different classes"),
+        ({"optimiser": "adam"}, ConfigError, "optimiser='adam' is not a mapping"),
         ({"model": {"preprocessor": {}, "encoder": {}}}, ConfigError, "model: has no decoder"),
         ({"output": "pitch.pt"}, ConfigError, r"must end in \.nemo"),
         ({"batch_size": 1}, ConfigError, "batch_size=1"),
@@ -219,6 +221,7 @@ def test_what_cannot_be_trained_is_refused_first(changes, error, message, data, 
     ("part", "error", "message"),
     [
         ("class", CorpusError, "of one class, 'low'"),
+        ("nothing", ConfigError, "is empty"),
         ("short", CorpusError, "too short for the model"),
         ("channels", AudioError, "cut stereo has 2 channels"),
     ],
@@ -229,6 +232,8 @@ def test_data_that_cannot_be_learnt_is_refused_first(part, error, message, data,
     first, *others = CutSet.from_file(data["train"])
     if part == "class":
         others = [cut for cut in others if cut.supervisions[0].text == "low"]
+    elif part == "nothing":
+        others = []
     elif part == "short":
         others.append(first.truncate(duration=0.008))
     else:

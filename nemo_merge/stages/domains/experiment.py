@@ -8,6 +8,7 @@ from typing import Any
 
 from ...corpora.mini import SPLITS
 from ...errors import ConfigError, did_you_mean
+from ..data import require_splits
 from ..engine import Context
 from ..models import merged_path, model_path, on_whisper
 from ..sets import SpeechSets
@@ -130,9 +131,4 @@ def check_splits(context: Context) -> None:
     needed: dict[str, tuple[str, ...]] = {name: ("test",) for name in test_sets(config)}
     needed |= {name: ("dev", "test") for names in retained(config).values() for name in names}
     needed |= {name: ("dev", "test") if name in given else SPLITS for name in config["domains"]}
-    sets = SpeechSets.read(config)
-    lacking = {
-        name: [split for split in splits if split not in sets[name].splits(context)] for name, splits in needed.items()
-    }
-    if problems := [f"{name} has no {' and no '.join(splits)}" for name, splits in lacking.items() if splits]:
-        raise ConfigError(f"sets that lack what they are used for: {'; '.join(problems)}")
+    require_splits(context, needed)

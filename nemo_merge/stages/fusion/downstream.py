@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError
+from ...errors import ConfigError, did_you_mean
 from ...fusion.description import TARGET
 from ...training.classifier import ClassifierJob
 from ...training.ctc import TrainingJob
@@ -33,18 +34,22 @@ def fuse(context: Context) -> None:
             model = _model(context, task, system, width(task, system))
             files = [*task.cuts(context, "train").values(), cache_folder(context) / "cache.json"]
             for seed, (name, path) in zip(config["seeds"], runs(context, task, system).items(), strict=True):
-                job = _job(context, task, model, path, seed)
+                job = downstream_job(context, task, model, path, seed)
                 mark = {"job": job, "files": [digest(str(item)) for item in files]}
                 if not context.is_fresh(name, [path], **mark):
                     jobs[name], marks[name] = job, mark
     total = len(tasks(config)) * len(systems(config)) * len(config["seeds"])
     context.say(f"{total - len(jobs)} of {total} models were trained before")
     folder = context.expdir / "jobs"
-    for name in run_jobs(jobs, folder, context.jobs, context.say, together=True, work=_steps):
+    together = all(job.processes == 1 for job in jobs.values())  # torchrun has each of the others to itself
+    for name in run_jobs(jobs, folder, context.jobs, context.say, together=together, work=_steps):
         context.mark_fresh(name, **marks[name])
 
 
-def _job(context: Context, task: Task, model: Mapping[str, Any], output: Path, seed: int) -> Job:
+def downstream_job(
+    context: Context, task: Task, model: Mapping[str, Any], output: Path, seed: int
+) -> TrainingJob | ClassifierJob:
+    """What trains an interface together with its downstream model."""
     cuts = list(task.cuts(context, "train").values())
     if task.label is None:
         return TrainingJob(output=output, cuts=cuts, model=model, seed=seed, **task.training)
@@ -77,10 +82,33 @@ def _model(context: Context, task: Task, system: System, width: int) -> dict[str
 
 def _settings(context: Context) -> dict[str, Any]:
     """Of every fused preprocessor; the width of what comes out is ``features``."""
-    settings = dict(context.config["fuse"].get("settings") or {})
-    if not isinstance(settings.get("features"), int):
+    settings = context.config["fuse"].get("settings") or {}
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("features"), int):
         raise ConfigError("fuse.settings.features: says no width for what the interfaces make of the encoders")
-    return settings
+    return dict(settings)
+
+
+def check_fusion(context: Context) -> None:
+    """Refuses settings that fused preprocessors do not take, as far as these do not depend on the encoders.
+
+    Raises:
+        ConfigError: there is such a setting, or a value that is wrong with any encoder.
+    """
+    from ...fusion import UpstreamFusion
+
+    settings = _settings(context)
+    features, _ = settings.pop("features"), settings.pop("save_upstreams", None)
+    known = set(inspect.signature(UpstreamFusion).parameters) - {"upstreams", "mode", "output_dim"}
+    for key in settings:
+        if key not in known:
+            names = {*known, "features", "save_upstreams"}
+            raise ConfigError(f"fuse.settings: there is no setting {key!r}{did_you_mean(str(key), names)}")
+    if isinstance(settings.get("interface"), Mapping):
+        settings["interface"] = {}  # what one interface takes another does not
+    try:
+        UpstreamFusion([{"num_layers": 9, "dim": 16}], CONTROL, features, **settings)
+    except ConfigError as error:
+        raise ConfigError(f"fuse.settings: {error}") from error
 
 
 def _parts(task: Task, features: int, width: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,13 +13,13 @@ from ...fusion.choice_job import FILES, ComparisonJob
 from ...training.classifier import ClassifierJob
 from ...training.ctc import TrainingJob
 from ...training.feature_cache import FeatureCacheJob
-from ...training.jobs import Job
+from ...training.jobs import Job, check_settings
 from .. import data
 from ..data import cuts_path
 from ..engine import Context, identity
 from ..models import model_path
 from ..workers import run_jobs
-from .systems import Task, is_trained_here, systems, tasks, upstream_entry
+from .systems import Task, is_trained_here, source_files, tasks, training_settings, upstream_entry
 
 _SPLITS = ("train", "test")
 
@@ -32,6 +32,7 @@ def cuts(context: Context) -> None:
     from ...training.cut_labels import label_of
 
     found = tasks(context.config)
+    _check_splits(context)
     data.cuts(context)
     for task in found:
         if task.label is None:
@@ -48,28 +49,67 @@ def cuts(context: Context) -> None:
 def train(context: Context) -> None:
     """Stage 3: encoders that are not given are trained; then all are compared, and run over the speech of the tasks."""
     config = context.config
+    _check_splits(context)
     wanted = {name: upstream_entry(context, name) for name in config["upstreams"]}
-    systems(config)  # raises where an interface does not exist
-    jobs: dict[str, Job] = {}
-    for name, entry in config["upstreams"].items():
-        if is_trained_here(entry):
-            jobs[name] = _encoder_job(context, name, entry)
+    _check_rates(context, wanted)
+    jobs = encoder_jobs(context)
     _run(context, {name: (job, [model_path(context, name)]) for name, job in jobs.items()}, together=False)
     heard = sorted({path for task in tasks(config) for split in _SPLITS for path in _speech(context, task, split)})
     kept = FeatureCacheJob(list(wanted.values()), heard, cache_folder(context), int(config["model"]["sample_rate"]))
     jobs_on_all: dict[str, tuple[Job, list[Path]]] = {"features": (kept, [cache_folder(context) / "cache.json"])}
-    if compared := config.get("compare"):
-        folder, (task, label) = comparison_folder(context), compared_task(context)
-        settings = {key: value for key, value in compared.items() if key != "task"}
-        speech = task.cuts(context, "train")[task.name]
-        job = ComparisonJob(list(wanted.values()), speech, folder, label, overwrite=True, **settings)
-        jobs_on_all["compare"] = (job, [folder / name for name in FILES])
+    if (job := comparison_job(context)) is not None:
+        jobs_on_all["compare"] = (job, [Path(job.output) / name for name in FILES])
     _run(context, jobs_on_all, models=wanted)
 
 
-def _encoder_job(context: Context, name: str, entry: Mapping[str, Any]) -> Job:
+def _check_splits(context: Context) -> None:
+    """Refuses sets that have no speech for what they are used for, once it is prepared."""
+    entries = [entry for entry in context.config["upstreams"].values() if is_trained_here(entry)]
+    needed: dict[str, tuple[str, ...]] = {name: ("train",) for entry in entries for name in entry["data"]}
+    data.require_splits(context, needed | {name: _SPLITS for task in tasks(context.config) for name in task.sets})
+
+
+def _check_rates(context: Context, wanted: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses given encoders that hear audio of another rate than the models, before others are trained."""
+    from ...fusion.description import sample_rate
+    from ...fusion.sources import describe
+
+    rate = int(context.config["model"]["sample_rate"])
+    for name, entry in context.config["upstreams"].items():
+        if not is_trained_here(entry) and (heard := sample_rate(describe(wanted[name]))) != rate:
+            raise ConfigError(f"upstreams.{name}: hears audio of {heard} Hz, but model.sample_rate={rate}")
+
+
+def comparison_job(context: Context) -> ComparisonJob | None:
+    """What compares the encoders, if that is asked for.
+
+    Raises:
+        ConfigError: a setting does not exist, or there is no such task.
+    """
+    compared = context.config.get("compare")
+    if not compared:
+        return None
+    if not isinstance(compared, Mapping):
+        raise ConfigError(f"compare: {compared!r} should be settings, such as {{task: domain, seconds: 300}}")
+    filled = ("upstreams", "cuts", "output", "label", "overwrite")
+    check_settings(ComparisonJob, compared, "compare", filled, ("task",))
+    settings = {key: value for key, value in compared.items() if key != "task"}
+    task, label = compared_task(context)
+    encoders = [upstream_entry(context, name) for name in context.config["upstreams"]]
+    speech = task.cuts(context, "train")[task.name]
+    return ComparisonJob(encoders, speech, comparison_folder(context), label, overwrite=True, **settings)
+
+
+def encoder_jobs(context: Context) -> dict[str, TrainingJob | ClassifierJob]:
+    """What trains the encoders that are not given."""
+    entries = context.config["upstreams"].items()
+    return {name: _encoder_job(context, name, entry) for name, entry in entries if is_trained_here(entry)}
+
+
+def _encoder_job(context: Context, name: str, entry: Mapping[str, Any]) -> TrainingJob | ClassifierJob:
     """A recogniser, or with ``label`` a classifier, whose encoder is then an upstream."""
-    settings = {key: value for key, value in entry.items() if key not in ("data", "encoder", "decoder", "label")}
+    if not isinstance(entry["data"], list):
+        raise ConfigError(f"upstreams.{name}.data: {entry['data']!r} is no list of sets")
     model: Any = OmegaConf.to_container(
         OmegaConf.merge(context.config["model"], {"encoder": entry.get("encoder") or {}}), resolve=True
     )
@@ -77,7 +117,7 @@ def _encoder_job(context: Context, name: str, entry: Mapping[str, Any]) -> Job:
         "output": model_path(context, name),
         "cuts": [cuts_path(context, item, "train") for item in entry["data"]],
         "seed": context.config["seed"],
-        **settings,
+        **training_settings(entry),
     }
     if not entry.get("label"):
         return TrainingJob(model=model, **job)
@@ -122,7 +162,7 @@ def _run(
     together: bool = True,
 ) -> None:
     """Runs the jobs that were not done before with the same settings, speech and encoders."""
-    files = [identity(path) for entry in (models or {}).values() for path in _files(entry)]
+    files = [identity(path) for entry in (models or {}).values() for path in source_files(entry)]
     wanted, marks = {}, {}
     for name, (job, outputs) in jobs.items():
         cuts: Any = getattr(job, "cuts", ())
@@ -134,10 +174,6 @@ def _run(
             wanted[name] = job
     for name in run_jobs(wanted, context.expdir / "jobs", context.jobs, context.say, together=together):
         context.mark_fresh(name, **marks[name])
-
-
-def _files(entry: Mapping[str, Any]) -> list[Path]:
-    return [Path(entry[key]) for key in ("nemo", "merge") if key in entry]
 
 
 def task_cut_files(context: Context) -> list[Path]:

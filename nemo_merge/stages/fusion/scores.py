@@ -84,7 +84,7 @@ def score(context: Context) -> None:
 
 def _heard(context: Context, task: Task, system: System) -> Heard:
     by_run = [
-        {name: _errors(_hypotheses(context, task, run, name)) for name in task.cuts(context, "test")}
+        {name: _errors(task, _hypotheses(context, task, run, name)) for name in task.cuts(context, "test")}
         for run in runs(context, task, system)
     ]
     together = {
@@ -100,7 +100,10 @@ def _hypotheses(context: Context, task: Task, run: str, name: str) -> list[Hypot
     return read_hypotheses(file) if task.label is not None else heard_in(context, name, file)
 
 
-def _errors(found: Sequence[Hypothesis]) -> list[ErrorCounts]:
+def _errors(task: Task, found: Sequence[Hypothesis]) -> list[ErrorCounts]:
+    if task.label is not None:  # a label is right or wrong, of however many words it is
+        wrong = [int(item.pred_text != item.text) for item in found]
+        return [ErrorCounts(each, 0, 0, 1, 1, each) for each in wrong]
     return word_errors([item.text or "" for item in found], [item.pred_text for item in found])
 
 

@@ -10,7 +10,11 @@ from typing import Any
 
 from ...errors import ConfigError, did_you_mean
 from ...fusion.sources import OPTIONS, SOURCES
+from ...fusion.upstream import UpstreamOptions
 from ...fusion.upstream_fusion import MODES
+from ...training.classifier import ClassifierJob
+from ...training.ctc import TrainingJob
+from ...training.jobs import check_settings
 from ..data import cuts_path
 from ..engine import Context
 from ..models import merged_path, model_path
@@ -20,6 +24,10 @@ CONTROL = "ws"
 """The interface of controls: with a larger downstream model it has as many parameters as another one."""
 _PLACES = ("singles", "pairs", "all")
 _SIZES = {"singles": 1, "pairs": 2}
+_FUSE = (*_PLACES, "controls", "settings")
+_TASK = ("title", "sets", "label", "downstream")
+_FILLED = ("output", "cuts", "model", "init_from", "seed", "label")  # fields of jobs that are no settings of theirs
+_TRAINED = ("data", "encoder", "decoder", "label", *OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -90,17 +98,22 @@ def systems(config: Mapping[str, Any]) -> list[System]:
     """Every interface on every set of encoders that ``fuse`` asks for.
 
     Raises:
-        ConfigError: an interface that does not exist, or none at all.
+        ConfigError: a setting or an interface that does not exist, or none at all.
     """
     settings = config["fuse"]
+    for key in settings:
+        if key not in _FUSE:
+            raise ConfigError(f"fuse: there is no setting {key!r}{did_you_mean(str(key), _FUSE)}")
     names = list(config["upstreams"])
     found: list[System] = []
     for key in (*_PLACES, "controls"):
+        if not isinstance(settings.get(key) or [], list):
+            raise ConfigError(f"fuse.{key}: {settings[key]!r} is no list of interfaces, such as [ws, hconv]")
         for mode in settings.get(key) or []:
             if mode not in MODES:
                 raise ConfigError(f"fuse.{key}: there is no interface {mode!r}{did_you_mean(str(mode), MODES)}")
     for key in _PLACES:
-        size, modes = _SIZES.get(key, len(names)), list(settings.get(key) or [])
+        size, modes = _SIZES.get(key, len(names)), list(dict.fromkeys(settings.get(key) or []))
         if key == "all" and size in _SIZES.values():
             continue  # they are a pair, or a single one
         controls = [mode for mode in settings.get("controls") or [] if mode in modes]
@@ -116,20 +129,29 @@ def tasks(config: Mapping[str, Any]) -> list[Task]:
     """The tasks.
 
     Raises:
-        ConfigError: one lacks a setting, or names a set that does not exist.
+        ConfigError: one lacks a setting or has one that does not exist, or names a set that does not exist.
     """
     sets, found = SpeechSets.read(config), []
     for name, given in config["tasks"].items():
-        settings = dict(given)
-        for key in ("sets", "downstream"):
+        settings = dict(_mapping(given, f"tasks.{name}"))
+        for key, kind in (("sets", list), ("downstream", Mapping)):
             if not settings.get(key):
                 raise ConfigError(f"tasks.{name}: says nothing about {key}")
+            if not isinstance(settings[key], kind):
+                raise ConfigError(f"tasks.{name}.{key}: {settings[key]!r} is no {kind.__name__.lower()}")
         for item in settings["sets"]:
             sets[item]  # raises where there is no such set
+        parts = settings["downstream"]
         for part in ("encoder", "decoder"):
-            if part not in settings["downstream"]:
+            if part not in parts:
                 raise ConfigError(f"tasks.{name}.downstream: has no {part}")
-        own = {key: settings.pop(key, None) for key in ("title", "sets", "label", "downstream")}
+            _mapping(parts[part], f"tasks.{name}.downstream.{part}")
+        for part in parts:
+            if part not in ("encoder", "decoder"):
+                raise ConfigError(f"tasks.{name}.downstream: {part!r} is neither encoder nor decoder")
+        job = ClassifierJob if settings.get("label") else TrainingJob
+        check_settings(job, settings, f"tasks.{name}", _FILLED, _TASK)
+        own = {key: settings.pop(key, None) for key in _TASK}
         found.append(Task(name, **{**own, "title": own["title"] or name}, training=settings))
     return found
 
@@ -154,12 +176,29 @@ def upstream_entry(context: Context, name: str) -> dict[str, Any]:
     """An encoder as :class:`~nemo_merge.fusion.FusedUpstreamPreprocessor` takes it.
 
     Raises:
-        ConfigError: its entry has neither data to train on nor a source.
+        ConfigError: its entry has neither data to train on nor a source, or a setting that does not exist or is wrong.
     """
-    entry = context.config["upstreams"][name]
-    own = {key: entry[key] for key in OPTIONS if key in entry}
+    entry = _mapping(context.config["upstreams"][name], f"upstreams.{name}")
+    own = {key: entry[key] for key in OPTIONS if entry.get(key) is not None}
+    try:
+        options = UpstreamOptions(**own)
+    except ConfigError as error:
+        raise ConfigError(f"upstreams.{name}: {error}") from error
+    if options.train != "frozen":
+        raise ConfigError(f"upstreams.{name}: train={options.train}, but encoders stay frozen in this recipe")
     if is_trained_here(entry):
+        if entry.get("decoder") and not entry.get("label"):
+            raise ConfigError(f"upstreams.{name}.decoder: is for classifiers; say what it names, label: speaker")
+        job = ClassifierJob if entry.get("label") else TrainingJob
+        check_settings(job, entry, f"upstreams.{name}", _FILLED, _TRAINED)
+        for part in ("encoder", "decoder"):
+            _mapping(entry.get(part) or {}, f"upstreams.{name}.{part}")
         return {"nemo": str(model_path(context, name).absolute()), **own}
+    for key in entry:
+        if key not in (*SOURCES, *OPTIONS):
+            raise ConfigError(
+                f"upstreams.{name}: there is no setting {key!r}{did_you_mean(str(key), (*SOURCES, *OPTIONS))}"
+            )
     given = [key for key in SOURCES if entry.get(key)]
     if len(given) != 1:
         raise ConfigError(f"upstreams.{name}: needs data to be trained on, or one of {', '.join(SOURCES)}")
@@ -169,7 +208,21 @@ def upstream_entry(context: Context, name: str) -> dict[str, Any]:
     return {given[0]: place, **own}
 
 
-def given_files(context: Context) -> list[Path]:
-    """What stage 3 reads from elsewhere."""
-    entries = context.config["upstreams"].values()
-    return [Path(entry[key]).expanduser() for entry in entries for key in ("nemo", "merge") if entry.get(key)]
+def training_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the job that trains an encoder."""
+    return {key: value for key, value in entry.items() if key not in _TRAINED}
+
+
+def source_files(entry: Mapping[str, Any]) -> list[Path]:
+    """What is read of an encoder that is not trained here: a file or a folder, or nothing here if it is on the hub."""
+    return [
+        Path(entry[key]).expanduser()
+        for key in SOURCES
+        if entry.get(key) and (key != "huggingface" or Path(entry[key]).expanduser().exists())
+    ]
+
+
+def _mapping(value: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{place}: {value!r} should be settings, {{NAME: VALUE}}")
+    return value
