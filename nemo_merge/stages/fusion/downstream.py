@@ -15,7 +15,7 @@ from ...training.ctc import TrainingJob
 from ...training.jobs import Job
 from ..engine import Context, identity
 from ..workers import run_jobs
-from .encoders import cache_folder
+from .encoders import cache_folder, steps
 from .systems import CONTROL, System, Task, all_runs, runs, systems, tasks, upstream_entry
 
 _LARGEST = 64
@@ -42,7 +42,7 @@ def fuse(context: Context) -> None:
     context.say(f"{total - len(jobs)} of {total} models were trained before")
     folder = context.expdir / "jobs"
     together = all(job.processes == 1 for job in jobs.values())  # torchrun has each of the others to itself
-    for name in run_jobs(jobs, folder, context.jobs, context.say, together=together, work=_steps):
+    for name in run_jobs(jobs, folder, context.jobs, context.say, together=together, work=steps):
         context.mark_fresh(name, **marks[name])
 
 
@@ -54,10 +54,6 @@ def downstream_job(
     if task.label is None:
         return TrainingJob(output=output, cuts=cuts, model=model, seed=seed, **task.training)
     return ClassifierJob(output=output, cuts=cuts, model=model, seed=seed, label="text", **task.training)
-
-
-def _steps(job: Job) -> float:
-    return float(job.steps) if isinstance(job, TrainingJob | ClassifierJob) else 1.0
 
 
 def _model(context: Context, task: Task, system: System, width: int) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def train(context: Context) -> None:
     wanted = {name: upstream_entry(context, name) for name in config["upstreams"]}
     _check_rates(context, wanted)
     jobs = encoder_jobs(context)
-    _run(context, {name: (job, [model_path(context, name)]) for name, job in jobs.items()}, together=False)
+    _run(context, {name: (job, [model_path(context, name)]) for name, job in jobs.items()})
     heard = sorted({path for task in tasks(config) for split in _SPLITS for path in _speech(context, task, split)})
     kept = FeatureCacheJob(list(wanted.values()), heard, cache_folder(context), int(config["model"]["sample_rate"]))
     jobs_on_all: dict[str, tuple[Job, list[Path]]] = {"features": (kept, [cache_folder(context) / "cache.json"])}
@@ -159,7 +159,6 @@ def _run(
     jobs: Mapping[str, tuple[Job, list[Path]]],
     *,
     models: Mapping[str, Mapping[str, Any]] | None = None,
-    together: bool = True,
 ) -> None:
     """Runs the jobs that were not done before with the same settings, speech and encoders."""
     files = [identity(path) for entry in (models or {}).values() for path in source_files(entry)]
@@ -172,8 +171,14 @@ def _run(
             context.say(f"{name}: done before")
         else:
             wanted[name] = job
-    for name in run_jobs(wanted, context.expdir / "jobs", context.jobs, context.say, together=together):
+    together = all(job.processes == 1 for job in wanted.values())  # torchrun has each of the others to itself
+    for name in run_jobs(wanted, context.expdir / "jobs", context.jobs, context.say, together=together, work=steps):
         context.mark_fresh(name, **marks[name])
+
+
+def steps(job: Job) -> float:
+    """How much a training is to do."""
+    return float(job.steps) if isinstance(job, TrainingJob | ClassifierJob) else 1.0
 
 
 def task_cut_files(context: Context) -> list[Path]:

@@ -26,25 +26,29 @@ Errors = Mapping[str, Sequence[ErrorCounts]]
 
 def decode(context: Context) -> None:
     """Stage 6: transcripts and labels from the hidden layers that are kept; then what a model of each system costs."""
-    for task in tasks(context.config):
-        sets = task.cuts(context, "test")
-        models = {name: (path, sets) for name, path in all_runs(context, task).items()}
-        transcribe_each(context, models, cache=cache_folder(context))
+    wanted = {
+        name: (path, task.cuts(context, "test"))
+        for task in tasks(context.config)
+        for name, path in all_runs(context, task).items()
+    }
+    transcribe_each(context, wanted, cache=cache_folder(context))
     _measure(context)
 
 
 def _measure(context: Context) -> None:
     """Costs of the models of the first seed; encoders are run for this, and nothing runs beside it."""
+    jobs, marks = {}, {}
     for task in tasks(context.config):
         models = {system.name: next(iter(runs(context, task, system).values())) for system in systems(context.config)}
         cuts = next(iter(task.cuts(context, "test").values()))
-        job = CostJob(models, cuts, cost_file(context, task))
-        name, mark = f"cost-{task.name}", {"job": job, "files": [identity(path) for path in (*models.values(), cuts)]}
-        if context.is_fresh(name, [Path(job.output)], **mark):
+        job, name = CostJob(models, cuts, cost_file(context, task)), f"cost-{task.name}"
+        marks[name] = {"job": job, "files": [identity(path) for path in (*models.values(), cuts)]}
+        if context.is_fresh(name, [Path(job.output)], **marks[name]):
             context.say(f"{name}: measured before")
-            continue
-        for done in run_jobs({name: job}, context.expdir / "jobs", 1, context.say):
-            context.mark_fresh(done, **mark)
+        else:
+            jobs[name] = job
+    for name in run_jobs(jobs, context.expdir / "jobs", 1, context.say, together=True):
+        context.mark_fresh(name, **marks[name])
 
 
 def cost_file(context: Context, task: Task) -> Path:
