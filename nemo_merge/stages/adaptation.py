@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..training.fine_tune import ADAPTERS, FineTuningJob
+from ..training.jobs import job_from
 from .compared import Setting, fine_tuned, settings
 from .data import cuts_path, speech_sets
 from .engine import Context, identity
@@ -43,7 +44,8 @@ def train(context: Context) -> None:
         options = _with_fisher(setting.options, context.expdir / "fisher.safetensors", known)
         for seed in config["seeds"]:
             name, output = setting.run(seed), tuned_path(context, setting, seed)
-            job = FineTuningJob(base, output, sources, seed=seed, overwrite=True, **options)
+            filled = {"base": base, "output": output, "train": sources, "seed": seed, "overwrite": True}
+            job = job_from(FineTuningJob, options, f"fine_tune.{setting.method}", **filled)
             depends_on[name] = {"job": job, "files": files}
             if context.is_fresh(name, [output], **depends_on[name]):
                 context.say(f"{name}: trained before")

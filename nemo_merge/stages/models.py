@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError, did_you_mean
 from ..training.ctc import TrainingJob
+from ..training.jobs import job_from
 from .data import cuts_path
 from .engine import Context, identity
 from .placement import PLACEMENT
@@ -169,11 +170,13 @@ def merged_path(context: Context, name: str) -> Path:
 def _job(context: Context, name: str, settings: dict[str, Any], **arguments: Any) -> TrainingJob:
     values = {key: value for key, value in settings.items() if key != "given"}
     data = values.pop("data")
-    return TrainingJob(
+    return job_from(
+        TrainingJob,
+        values,
+        "train.base" if name == "base" else "train.experts",
         output=model_path(context, name),
         cuts=tuple(cuts_path(context, item, "train") for item in data),
         seed=context.config["seed"],
-        **values,
         **arguments,
     )
 

@@ -11,7 +11,7 @@ from ..errors import ConfigError, did_you_mean
 from ..training.attention_model import AttentionModelJob
 from ..training.ctc import TrainingJob
 from ..training.fine_tune import FineTuningJob
-from ..training.jobs import Job
+from ..training.jobs import Job, job_from
 from . import data
 from .data import cuts_path
 from .engine import Context, identity
@@ -139,9 +139,9 @@ def train(context: Context) -> None:
     base = _base(context)
     jobs: dict[str, Job] = {}
     for name, learnt in trained(config).items():
-        options = config["train"]["experts" if name in config["tasks"] else "joint"]
-        options = {key: value for key, value in options.items() if key != "groups"}
-        jobs[name] = _fine_tuning(context, name, base, learnt, options)
+        part = "experts" if name in config["tasks"] else "joint"
+        options = {key: value for key, value in config["train"][part].items() if key != "groups"}
+        jobs[name] = _fine_tuning(context, name, base, learnt, options, f"train.{part}")
     _run(
         context,
         jobs,
@@ -165,11 +165,17 @@ def _base(context: Context) -> Path:
     read = [task_path(context, name, "train") for name in learnt]
     model = context.config["model"]
     jobs: dict[str, Job] = {
-        "encoder": TrainingJob(
-            output=encoder, cuts=heard, model=ctc_model(model, heard), seed=seed, **config["encoder"]
+        "encoder": job_from(
+            TrainingJob,
+            config["encoder"],
+            "train.base.encoder",
+            output=encoder,
+            cuts=heard,
+            model=ctc_model(model, heard),
+            seed=seed,
         ),
         "untrained": AttentionModelJob(untrained, model, read, config["vocabulary"], encoder, seed),
-        "base": _fine_tuning(context, "base", untrained, learnt, config["fine_tune"]),
+        "base": _fine_tuning(context, "base", untrained, learnt, config["fine_tune"], "train.base.fine_tune"),
     }
     # The last of them is the base; one process makes all, because each would import NeMo anew.
     _run(context, jobs, [*heard, *read], side_by_side=1, in_order=True)
@@ -177,11 +183,17 @@ def _base(context: Context) -> Path:
 
 
 def _fine_tuning(
-    context: Context, name: str, base: Path, learnt: Sequence[str], options: Mapping[str, Any]
+    context: Context, name: str, base: Path, learnt: Sequence[str], options: Mapping[str, Any], place: str
 ) -> FineTuningJob:
-    sources = [task_path(context, task, "train") for task in learnt]
-    return FineTuningJob(
-        base, model_path(context, name), sources, seed=context.config["seed"], overwrite=True, **options
+    return job_from(
+        FineTuningJob,
+        options,
+        place,
+        base=base,
+        output=model_path(context, name),
+        train=[task_path(context, task, "train") for task in learnt],
+        seed=context.config["seed"],
+        overwrite=True,
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError
+from ..training.jobs import job_from
 from ..training.outcome import appearing
 from ..training.whisper_base import is_hub_name, is_whisper, whisper_folder
 from ..training.whisper_fine_tune import WhisperFineTuningJob
@@ -57,15 +57,12 @@ def fine_tuning(
     Raises:
         ConfigError: a setting does not exist.
     """
-    known = {item.name for item in dataclasses.fields(WhisperFineTuningJob)} - {"base", "output", "train", "seed"}
-    for key in settings:
-        if key not in known:
-            raise ConfigError(f"train: fine-tuning of Whisper has no setting {key!r}{did_you_mean(str(key), known)}")
     train = [str(cuts_path(context, name, "train")) for name in sets]
     values = {"overwrite": True, **settings}
     if settings.get("select"):
         values.setdefault("validation", {name: str(cuts_path(context, name, "dev")) for name in sets})
-    return WhisperFineTuningJob(str(base), str(output), train, seed=seed, **values)
+    filled = {"base": str(base), "output": str(output), "train": train, "seed": seed}
+    return job_from(WhisperFineTuningJob, values, "train.experts, train.joint", **filled)
 
 
 def _make_tiny(context: Context, place: Path, settings: Mapping[str, Any]) -> Path:

@@ -133,6 +133,12 @@ def check_settings(
             raise ConfigError(f"{place}: says nothing about {name}")
 
 
+def job_from(kind: type[J], settings: Mapping[str, Any], place: str, **filled: Any) -> J:
+    """A job of which some fields are settings of the user; see :func:`check_settings`."""
+    check_settings(kind, settings, place, filled)
+    return kind(**filled, **settings)
+
+
 def shared_out(job: J, gpus: int | None, resume: bool) -> J:
     """A fine-tuning with fewer GPUs than devices: batches that would have been side by side are taken in turn.
 

@@ -76,7 +76,7 @@ def test_jobs_are_possible_but_for_their_data(tmp_path):
     ("change", "message"),
     [
         ("train.base.whisper=nowhere", "nowhere is neither the folder of a Whisper nor OWNER/NAME"),
-        ("train.experts.learning_rate=1", "fine-tuning of Whisper has no setting 'learning_rate'"),
+        ("train.experts.learning_rate=1", "there is no setting 'learning_rate'"),
         ("decode.beams=5", "decode: there is no setting 'beams'; did you mean 'beam'"),
         ("score.baseline=ti", "there is no system 'ti'; did you mean 'ties'"),
     ],

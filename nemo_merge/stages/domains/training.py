@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ...training.fine_tune import FineTuningJob
-from ...training.jobs import Job
+from ...training.jobs import Job, job_from
 from ...training.whisper_fine_tune import WhisperFineTuningJob
 from ..data import cuts_path
 from ..engine import Context, identity
@@ -69,7 +69,8 @@ def fine_tunings(context: Context, base: Path) -> dict[str, FineTuningJob | Whis
             jobs[name] = fine_tuning(context, base, output, sets, seed, values)
             return
         cuts = [cuts_path(context, item, "train") for item in sets]
-        jobs[name] = FineTuningJob(base, output, cuts, seed=seed, overwrite=True, **values)
+        filled = {"base": base, "output": output, "train": cuts, "seed": seed, "overwrite": True}
+        jobs[name] = job_from(FineTuningJob, values, "train.experts, train.joint", **filled)
 
     if JOINT in systems(config) and not settings[JOINT].get("given"):
         values: Any = OmegaConf.to_container(OmegaConf.merge(_jobs(settings["experts"]), _jobs(settings[JOINT])))

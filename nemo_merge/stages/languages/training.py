@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from ...errors import ConfigError
 from ...training.ctc import TrainingJob
 from ...training.fine_tune import FineTuningJob
+from ...training.jobs import job_from
 from .. import data
 from ..data import cuts_path
 from ..engine import Context, identity
@@ -62,14 +63,16 @@ def train(context: Context) -> None:
             OmegaConf.merge(config["experts"], config[JOINT] if name == JOINT else {})
         )
         sources = [cuts_path(context, item, "train") for item in sets]
-        job = FineTuningJob(
-            base,
-            model_path(context, name),
-            sources,
+        job = job_from(
+            FineTuningJob,
+            options,
+            "train.experts, train.joint",
+            base=base,
+            output=model_path(context, name),
+            train=sources,
             labels=characters(sources),
             seed=context.config["seed"],
             overwrite=True,
-            **options,
         )
         depends_on = {"job": job, "files": [identity(path) for path in (base, *sources)]}
         if context.is_fresh(name, [model_path(context, name)], **depends_on):
@@ -99,7 +102,8 @@ def _train_base(context: Context) -> Path:
     model = {**config["model"], "labels": labels}
     model["decoder"] = {**model["decoder"], "vocabulary": labels, "num_classes": len(labels)}
     path = model_path(context, "base")
-    job = TrainingJob(output=path, cuts=sets, model=model, seed=config["seed"], **values)
+    filled = {"output": path, "cuts": sets, "model": model, "seed": config["seed"]}
+    job = job_from(TrainingJob, values, "train.base", **filled)
     depends_on = {"job": job, "files": [identity(path) for path in sets]}
     if context.is_fresh("base", [path], **depends_on):
         context.say("base: trained before")
