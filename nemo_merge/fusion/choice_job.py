@@ -84,7 +84,6 @@ class ComparisonJob(Job):
             CorpusError: the cuts are not there.
             OutputError: the output is a file, is there already, or has no folder to be in.
         """
-        self.check_settings()
         for place in self.upstreams:
             if (
                 isinstance(place, str)
@@ -104,3 +103,4 @@ class ComparisonJob(Job):
         for package, name in (("lhotse", "Lhotse"), ("matplotlib", "matplotlib")):
             if find_spec(package) is None:
                 raise ConfigError(f"comparing encoders needs {name}; pip install 'nemo-merge[fusion]'")
+        self.check_settings()  # last: it imports torch

@@ -167,12 +167,12 @@ def test_an_exhaustive_search_survives_its_last_proposal(job, monkeypatch, error
 
 
 def test_ranges_are_of_whole_numbers_where_the_parameter_is():
-    ranges = {"weights": {"low": 0, "high": 1}, "scale": {"low": 0, "high": 2}, "iterations": {"low": 1, "high": 9}}
+    ranges = {"weights": {"low": 0, "high": 1}, "scale": {"low": 0, "high": 2}, "max_iterations": {"low": 1, "high": 9}}
     space = Space.read({"method": "karcher", **ranges}, 2)
     assert {key: values.whole for key, values in space.parameters["karcher"].items()} == {
         "weights": False,
         "scale": False,
-        "iterations": True,
+        "max_iterations": True,
     }
 
 
