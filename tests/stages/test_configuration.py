@@ -56,6 +56,12 @@ def test_null_takes_a_merge_or_a_set_out_wherever_it_stands(configurations, name
     assert "never" not in settings["corpus"]
 
 
+def test_null_takes_an_encoder_or_a_task_out(tmp_path):
+    (tmp_path / "fusion.yaml").write_text("upstreams: {a: {nemo: a.nemo}, b: {nemo: b.nemo}}\ntasks: {x: {}, y: {}}\n")
+    settings = _settings(tmp_path / "fusion.yaml", ("upstreams.a=null", "tasks.y=null"))
+    assert (list(settings["upstreams"]), list(settings["tasks"])) == (["b"], ["x"])
+
+
 def test_sets_are_replaced_as_a_whole_and_their_numbers_one_by_one(configurations):
     (configurations / "own.yaml").write_text(
         "like: base.yaml\ncorpus:\n  telephone: {cuts: {test: t.jsonl}}\n  general: {test: 7}\n"
